@@ -1,0 +1,1 @@
+"""Selective scans: one operation, several backends."""

@@ -1,0 +1,1 @@
+"""Vision Mamba backbones, written from their published facts."""

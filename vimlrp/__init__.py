@@ -1,0 +1,1 @@
+"""Explain Vision Mamba image classifiers with layer-wise relevance propagation."""
