@@ -1,0 +1,115 @@
+"""Which backends of the selective scan can run here, and which one a call gets."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import torch
+
+from vimlrp.errors import KernelError
+
+__all__ = ["VARIABLE", "Backend", "backends", "choose"]
+
+# Forces a backend for every call that leaves the choice open.
+VARIABLE = "VIMLRP_BACKEND"
+_NAMES = ("reference", "cpu", "triton")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend, as this machine sees it.
+
+    Attributes:
+        name: What `selective_scan(backend=...)` and the environment variable accept.
+        usable: Whether it can run here.
+        reason: Why, or why not, in one sentence.
+    """
+
+    name: str
+    usable: bool
+    reason: str
+
+
+def backends() -> tuple[Backend, ...]:
+    """Every backend with a verdict for this machine, the slow twin first.
+
+    Example:
+        >>> [backend.name for backend in backends()]
+        ['reference', 'cpu', 'triton']
+    """
+    return (
+        Backend("reference", True, "plain PyTorch, runs on any device"),
+        Backend("cpu", True, "blocked PyTorch loop, runs on any CPU"),
+        Backend("triton", *_triton()),
+    )
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that a call gets.
+
+    Args:
+        name: "auto", or the name of a backend.
+        device: Where the inputs lie.
+        dtype: The dtype of state and accumulation.
+
+    Returns:
+        The name of a usable backend. "auto" takes the environment variable's where it is set,
+        else the fastest one for the device.
+
+    Raises:
+        KernelError: If the name is unknown, or the backend cannot take this device or dtype.
+    """
+    if name == "auto":
+        name = os.environ.get(VARIABLE, "auto")
+    if name == "auto":
+        return _fastest(device, dtype)
+    if name not in _NAMES:
+        raise KernelError(f"There is no backend {name!r}. {_choices()}")
+    obstacle = _obstacle(name, device, dtype)
+    if obstacle:
+        raise KernelError(
+            f"The scan backend {name!r} cannot take this call: {obstacle}. {_choices()}"
+        )
+    return name
+
+
+def _fastest(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    return "reference" if _obstacle("triton", device, dtype) else "triton"
+
+
+def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a backend cannot take a call; empty if it can."""
+    if name == "cpu" and device.type != "cpu":
+        return f"the inputs lie on {device}, and it needs them on the CPU"
+    if name != "triton":
+        return ""
+    usable, reason = _triton()
+    if not usable:
+        return reason
+    if dtype == torch.float64:
+        return "an input is float64, and its state is float32"
+    if device.type != "cuda" and not _interpreted():
+        return f"the inputs lie on {device}, and it needs them on a CUDA GPU"
+    return ""
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton() -> tuple[bool, str]:
+    if importlib.util.find_spec("triton") is None:
+        return False, "the package triton is not installed; run `pip install triton`"
+    if _interpreted():
+        return True, "Triton's interpreter, on the CPU, because TRITON_INTERPRET=1"
+    if not torch.cuda.is_available():
+        return False, "PyTorch sees no CUDA GPU"
+    return True, f"compiles for {torch.cuda.get_device_name()}"
+
+
+def _choices() -> str:
+    listed = ", ".join(f"{b.name} ({'usable' if b.usable else b.reason})" for b in backends())
+    return f"Choose 'auto' or one of: {listed}; argument `backend` or variable {VARIABLE}."
