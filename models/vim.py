@@ -1,0 +1,502 @@
+"""Vision Mamba (Vim), Zhu et al., ICML 2024, https://arxiv.org/abs/2401.09417.
+
+Written from the published facts. Parameter names are those of the official code (hustvl/Vim,
+`vim/models_mamba.py`), so that official checkpoints load strictly; the maths is its
+`bimamba_type="v2"` with RMSNorm, a residual stream in float32 and learned position embeddings.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from timm.layers import DropPath, resample_abs_pos_embed, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vimlrp.errors import InputError
+from vimlrp.kernels import ScanOrder
+from vimlrp.models.builder import build, vision_cfg
+from vimlrp.models.labels import IMAGENETTE
+from vimlrp.sites import (
+    Activation,
+    CausalConv1d,
+    Gate,
+    Linear,
+    PatchEmbedding,
+    Residual,
+    RMSNorm,
+    Scan,
+    Step,
+    TokenSum,
+)
+from vimlrp.tokens import TokenLayout
+from vimlrp.tracing import frozen
+
+__all__ = ["VisionMamba"]
+
+ClassToken = Literal["middle", "head", "tail", "double", "none"]
+
+
+class PatchEmbed(nn.Module):
+    """Images to a row-major sequence of patches.
+
+    Args:
+        in_chans: Channels of the image.
+        embed_dim: Width D.
+        patch_size: Side of a patch in pixels.
+        stride: Distance between patches in pixels.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, stride: int) -> None:
+        super().__init__()
+        self.patch_size, self.stride = patch_size, stride
+        self.proj = PatchEmbedding(in_chans, embed_dim, patch_size, stride)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        return tuple((side - self.patch_size) // self.stride + 1 for side in (height, width))  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, M, D)."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class BidirectionalMixer(nn.Module):
+    """Two selective scans over one sequence, forwards and backwards, behind one gate.
+
+    Args:
+        dim: Width D.
+        d_state: Size N of the state of each channel.
+        d_conv: Width of the causal convolution.
+        expand: Channels E of the scan are `expand` times D.
+        divide_out: Average the two directions instead of summing them.
+    """
+
+    def __init__(
+        self, dim: int, d_state: int, d_conv: int, expand: int, divide_out: bool = True
+    ) -> None:
+        super().__init__()
+        inner = expand * dim
+        self.rank, self.d_state, self.divide_out = math.ceil(dim / 16), d_state, divide_out
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
+        self.conv1d = CausalConv1d(inner, d_conv)
+        self.conv1d_b = CausalConv1d(inner, d_conv, reverse=True)
+        self.act = Activation("silu")
+        self.x_proj = Linear(inner, self.rank + 2 * d_state, bias=False)
+        self.x_proj_b = Linear(inner, self.rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(self.rank, inner)
+        self.dt_proj_b = Linear(self.rank, inner)
+        self.step = Step()
+        self.A_log = nn.Parameter(_initial_a_log(inner, d_state))
+        self.A_b_log = nn.Parameter(_initial_a_log(inner, d_state))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.D_b = nn.Parameter(torch.ones(inner))
+        self.scan = Scan(ScanOrder.bidirectional())
+        self.gate_act = Activation("silu")
+        self.gate = Gate()
+        self.out_proj = Linear(inner, dim, bias=False)
+        for projection in (self.dt_proj, self.dt_proj_b):
+            _init_step(projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
+        u = self.act(torch.stack([self.conv1d(x), self.conv1d_b(x)], dim=1))  # (B, 2, L, E)
+        y = self.scan(u, *self._scan_parameters(u))  # (B, 2, L, E)
+        # The official code gates each direction and then averages; the gate is the same for both,
+        # so averaging first gives the same output and, by linearity, the same relevance.
+        y = y.mean(dim=1) if self.divide_out else y.sum(dim=1)
+        return self.out_proj(self.gate(y, self.gate_act(z)))
+
+    def _scan_parameters(self, u: Tensor) -> tuple[Tensor, ...]:
+        """dt (B, 2, L, E), A (2, E, N), B and C (B, 2, L, N), D (2, E)."""
+        source = self.scan.parameter_source(u)
+        sizes = (self.rank, self.d_state, self.d_state)
+        forward = self.x_proj(source[:, 0]).split(sizes, dim=-1)
+        backward = self.x_proj_b(source[:, 1]).split(sizes, dim=-1)
+        dt = torch.stack([self.dt_proj(forward[0]), self.dt_proj_b(backward[0])], dim=1)
+        b, c = (torch.stack(pair, dim=1) for pair in zip(forward[1:], backward[1:], strict=True))
+        a_log = torch.stack([frozen(self.A_log), frozen(self.A_b_log)])
+        d = torch.stack([frozen(self.D), frozen(self.D_b)])
+        return self.step(dt), -torch.exp(a_log), b, c, d
+
+
+def _initial_a_log(channels: int, states: int) -> Tensor:
+    """S4D-real: A = -1, ..., -N in every channel."""
+    return torch.log(torch.arange(1, states + 1, dtype=torch.float32)).repeat(channels, 1)
+
+
+def _init_step(projection: Linear, shortest: float = 1e-3, longest: float = 0.1) -> None:
+    """Make softplus(bias) log-uniform between `shortest` and `longest` (Mamba, section 3.6)."""
+    nn.init.uniform_(projection.weight, -(projection.in_features**-0.5), projection.in_features**-0.5)
+    low, high = math.log(shortest), math.log(longest)
+    step = torch.exp(torch.rand(projection.out_features) * (high - low) + low).clamp(min=1e-4)
+    with torch.no_grad():
+        projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+
+
+class Block(nn.Module):
+    """Add, normalise, mix: the mixer's output is added by the next block.
+
+    Args:
+        dim: Width D.
+        drop_path: Probability of dropping the incoming branch in training.
+        eps: Of the RMSNorm.
+        **mixer: Arguments of `BidirectionalMixer`.
+    """
+
+    def __init__(self, dim: int, drop_path: float, eps: float, **mixer: Any) -> None:
+        super().__init__()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.residual = Residual()
+        self.norm = RMSNorm(dim, eps)
+        self.mixer = BidirectionalMixer(dim, **mixer)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take branch and stream, (B, L, D) each; the first block has no stream yet."""
+        residual = self.join(hidden, residual)
+        return self.mixer(self.norm(residual)), residual
+
+    def join(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """Add a branch to the stream, in float32 at least."""
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        return wide if residual is None else self.residual(residual, self.drop_path(wide))
+
+
+class VisionMamba(nn.Module):
+    """Vim: patches, a class token among them, and bidirectional Mamba blocks.
+
+    Args:
+        img_size: Height and width of the input, or one number for both.
+        patch_size: Side of a patch in pixels.
+        stride: Distance between patches; None for patches that touch.
+        in_chans: Channels of the input.
+        num_classes: Size of the classifier, 0 for none.
+        global_pool: "token" for the class token, "avg" for the mean over the sequence, "" for none.
+        embed_dim: Width D.
+        depth: Number of blocks.
+        d_state: Size N of the state of each channel.
+        d_conv: Width of the causal convolution.
+        expand: Channels of the scan over D.
+        class_token: Where it stands in the sequence.
+        divide_out: Average the two directions instead of summing them.
+        dynamic_img_size: Accept any image size, interpolating the position embedding.
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after the position embedding.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from the first.
+        eps: Of every RMSNorm.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        class_token: ClassToken = "middle",  # noqa: S107
+        divide_out: bool = True,
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.dynamic_img_size, self.grad_checkpointing = dynamic_img_size, False
+        self.img_size = _pair(img_size)
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, stride or patch_size)
+        self.layout = TokenLayout(self.patch_embed.grid(*self.img_size), class_token)
+        self._add_tokens(class_token)
+        self.token_sum = TokenSum()
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "divide_out": divide_out}
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.layers = nn.ModuleList(
+            Block(embed_dim, rate, eps, **mixer) for rate in [0.0, *rates[:-1]]
+        )
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+        self.residual = Residual()
+        self.norm_f = RMSNorm(embed_dim, eps)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._classifier(num_classes)
+        self._rescale_branches(depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to logits (B, C)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to the normalised sequence (B, L, D), class tokens in their places."""
+        hidden, residual = self.embed(x), None
+        for layer in self.layers:
+            if self.grad_checkpointing and self.training:
+                hidden, residual = checkpoint(layer, hidden, residual, use_reentrant=False)
+            else:
+                hidden, residual = layer(hidden, residual)
+        return self.norm_f(self.residual(residual, self.drop_path(hidden)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool the sequence and classify: (B, L, D) to (B, C), or (B, D) with `pre_logits`."""
+        x = self.head_drop(self.pool(x))
+        return x if pre_logits else self.head(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to the sum of patches, class tokens and positions, (B, L, D)."""
+        layout = self.layout_of(x)
+        patches = self.patch_embed(x)
+        special = self._special_tokens().expand(len(x), -1, -1)
+        position = resample_position(self.pos_embed, self.layout, layout)
+        return self.pos_drop(self.token_sum(patches, special, position, layout))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, D): the class token, the mean of two, or the mean over the sequence."""
+        if self.global_pool == "":
+            return x
+        if self.global_pool == "avg":
+            return x.mean(dim=1)
+        count = x.shape[1] - len(self.layout.special)
+        return TokenLayout((count, 1), self.layout.class_token).special_of(x).mean(dim=1)
+
+    def layout_of(self, x: Tensor) -> TokenLayout:
+        """Where the tokens of an input stand; only its own size, unless `dynamic_img_size`."""
+        size = (x.shape[-2], x.shape[-1])
+        if size == self.img_size:
+            return self.layout
+        if not self.dynamic_img_size:
+            raise InputError(
+                f"the input is {size[0]} x {size[1]} pixels, this model takes "
+                f"{self.img_size[0]} x {self.img_size[1]}: resize the input, or create the model "
+                f"with img_size={size} or dynamic_img_size=True"
+            )
+        return TokenLayout(self.patch_embed.grid(*size), self.layout.class_token)
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Change the input size in place, interpolating the position embedding.
+
+        Args:
+            img_size: Height and width in pixels, or one number for both.
+        """
+        self.img_size = _pair(img_size)
+        layout = TokenLayout(self.patch_embed.grid(*self.img_size), self.layout.class_token)
+        position = resample_position(self.pos_embed.detach(), self.layout, layout)
+        self.pos_embed, self.layout = nn.Parameter(position.clone()), layout
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier on top.
+
+        Args:
+            num_classes: Its size, 0 for none.
+            global_pool: Another pooling, or None to keep it.
+        """
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+        weight = self.norm_f.weight
+        self.head = self._classifier(num_classes).to(weight.device, weight.dtype)
+
+    def complete_cuts(self) -> tuple[str, ...]:
+        """Modules whose outputs together carry all relevance, from input to output."""
+        blocks = tuple(f"layers.{i}" for i in range(len(self.layers)))
+        return ("token_sum", *blocks, "norm_f", "head")
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone, beside all one-dimensional ones."""
+        names = {name for name, _ in self.named_parameters()}
+        return {name for name in names if name.endswith(("A_log", "A_b_log", "_token", "pos_embed"))}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass of training."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Group parameters by depth, as timm's layer decay expects."""
+        stem = r"^cls_token|^pos_embed|^patch_embed"
+        return {"stem": stem, "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]}
+
+    def _add_tokens(self, class_token: ClassToken) -> None:
+        self._token_names = _TOKEN_NAMES[class_token]
+        for name in self._token_names:
+            token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+            self.register_parameter(name, trunc_normal_(token, std=0.02))
+        position = torch.zeros(1, self.layout.length, self.embed_dim)
+        self.pos_embed = nn.Parameter(trunc_normal_(position, std=0.02))
+
+    def _special_tokens(self) -> Tensor:
+        """(1, S, D)."""
+        tokens = [frozen(getattr(self, name)) for name in self._token_names]
+        return torch.cat(tokens, dim=1) if tokens else self.pos_embed.detach()[:, :0]
+
+    def _classifier(self, num_classes: int) -> nn.Module:
+        if num_classes == 0:
+            return nn.Identity()
+        head = Linear(self.embed_dim, num_classes, kind="head")
+        trunc_normal_(head.weight, std=0.02)
+        return head
+
+    def _rescale_branches(self, depth: int) -> None:
+        # GPT-2's rule for residual branches: the variance of the stream stays that of one block.
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.mixer.out_proj.weight /= math.sqrt(depth)
+
+
+_TOKEN_NAMES: dict[str, tuple[str, ...]] = {
+    "middle": ("cls_token",),
+    "head": ("cls_token",),
+    "tail": ("cls_token",),
+    "double": ("cls_token_head", "cls_token_tail"),
+    "none": (),
+}
+
+
+def resample_position(position: Tensor, old: TokenLayout, new: TokenLayout) -> Tensor:
+    """Interpolate the patches' part of a position embedding; class tokens keep theirs.
+
+    Args:
+        position: (1, L, D) in sequence order.
+        old: Its layout.
+        new: The layout wanted, with the same class tokens.
+
+    Returns:
+        (1, L', D) in the new sequence order.
+    """
+    if old == new:
+        return position
+    grid = resample_abs_pos_embed(
+        old.patches_of(position), new_size=list(new.grid), old_size=list(old.grid), num_prefix_tokens=0
+    )
+    return new.insert(grid, old.special_of(position))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def fit_state_dict(state: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
+    """Fit a checkpoint to a model: unwrap training files, interpolate position embeddings.
+
+    Args:
+        state: Weights, or a training checkpoint that holds them under "model".
+        model: The model that will load them.
+    """
+    state = dict(state.get("model", state))  # type: ignore[call-overload]
+    position = state.get("pos_embed")
+    if position is not None and position.shape[1] != model.layout.length:
+        old = _square_layout(position.shape[1], model.layout.class_token)
+        if old is not None:
+            state["pos_embed"] = resample_position(position, old, model.layout)
+    return state
+
+
+def _square_layout(length: int, class_token: str) -> TokenLayout | None:
+    count = length - len(_TOKEN_NAMES[class_token])
+    side = math.isqrt(max(count, 0))
+    return TokenLayout((side, side), class_token) if side * side == count else None
+
+
+_WIDTHS = {"nano": (192, 12), "tiny": (192, 24), "small": (384, 24), "base": (768, 24)}
+"""Width and depth of each size; nano is vimlrp's own, the others are the paper's."""
+
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "test_vim": {"img_size": 64, "embed_dim": 32, "depth": 3, "d_state": 4},
+    **{
+        f"vim_{size}_patch16_224": {"embed_dim": width, "depth": depth}
+        for size, (width, depth) in _WIDTHS.items()
+    },
+    **{
+        f"vim_{size}_patch16_stride8_224": {
+            "embed_dim": _WIDTHS[size][0],
+            "depth": _WIDTHS[size][1],
+            "stride": 8,
+        }
+        for size in ("tiny", "small")
+    },
+}
+
+
+def _published(size: str, file: str) -> dict[str, Any]:
+    return vision_cfg(
+        hf_hub_id=f"hustvl/Vim-{size}-midclstok", hf_hub_filename=file, license="apache-2.0"
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "test_vim.untrained": vision_cfg(input_size=(3, 64, 64)),
+        "vim_nano_patch16_224.imagenette": vision_cfg(
+            bundled="vim_nano_patch16_224.imagenette.safetensors",
+            num_classes=len(IMAGENETTE),
+            label_names=IMAGENETTE,
+        ),
+        "vim_tiny_patch16_224.in1k": _published("tiny", "vim_t_midclstok_76p1acc.pth"),
+        "vim_tiny_patch16_stride8_224.in1k": _published("tiny", "vim_t_midclstok_ft_78p3acc.pth"),
+        "vim_small_patch16_224.in1k": _published("small", "vim_s_midclstok_80p5acc.pth"),
+        "vim_small_patch16_stride8_224.in1k": _published("small", "vim_s_midclstok_ft_81p6acc.pth"),
+        "vim_base_patch16_224.in1k": _published("base", "vim_b_midclstok_81p9acc.pth"),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> VisionMamba:
+    return build(VisionMamba, variant, pretrained, fit_state_dict, _CONFIGS[variant], kwargs)
+
+
+@register_model
+def test_vim(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """A Vim of three narrow blocks for tests."""
+    return _create("test_vim", pretrained, **kwargs)
+
+
+@register_model
+def vim_nano_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim of 12 blocks, whose Imagenette weights are in the package."""
+    return _create("vim_nano_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Ti."""
+    return _create("vim_tiny_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Ti with overlapping patches."""
+    return _create("vim_tiny_patch16_stride8_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-S."""
+    return _create("vim_small_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-S with overlapping patches."""
+    return _create("vim_small_patch16_stride8_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-B."""
+    return _create("vim_base_patch16_224", pretrained, **kwargs)

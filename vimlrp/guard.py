@@ -1,0 +1,247 @@
+"""The guard: refuses a model whose relevance would be silently wrong.
+
+Outside the sites every operation on a tensor that depends on the input must be linear in it. The
+guard runs the model once on one sample and decides from the operations that run and from what
+depends on the input, never from module types: a functional SiLU, a product of two branches, a
+softmax, an in-place write or a custom autograd Function inside any module is found.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vimlrp.composites import Composite
+from vimlrp.errors import UnsupportedModelError
+from vimlrp.rules import Rule
+from vimlrp.tracing import Trace, tracing
+
+__all__ = ["SUPPORTED_FAMILIES", "check_supported"]
+
+SUPPORTED_FAMILIES = ("vim",)
+"""Model families whose registered models are built from sites."""
+
+_LINEAR = frozenset(
+    """_adaptive_avg_pool2d _reshape_alias _to_copy _unsafe_view adaptive_avg_pool2d add alias
+    as_strided avg_pool1d avg_pool2d cat clone constant_pad_nd contiguous cumsum diagonal expand
+    flatten flip im2col mean movedim narrow neg permute pixel_shuffle pixel_unshuffle repeat reshape
+    roll rot90 rsub select slice split split_with_sizes squeeze stack sub sum swapaxes t to
+    transpose unbind unfold unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d
+    upsample_nearest2d view view_as""".split()  # noqa: SIM905
+)
+"""Linear in all tensors together."""
+
+_BILINEAR: Mapping[str, tuple[int, ...]] = {
+    "mul": (0, 1),
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "mv": (0, 1),
+    "dot": (0, 1),
+    "matmul": (0, 1),
+    "linear": (0, 1),
+    "convolution": (0, 1),
+    "addmm": (1, 2),
+    "addmv": (1, 2),
+    "baddbmm": (1, 2),
+}
+"""Linear as long as only one of the arguments at these places depends on the input."""
+
+_FIRST_ONLY: Mapping[str, tuple[int, ...]] = {
+    "div": (1,),
+    "index": (1,),
+    "index_select": (2,),
+    "gather": (2,),
+    "where": (0,),
+    "masked_fill": (1,),
+}
+"""Linear as long as the arguments at these places do not depend on the input."""
+
+_INDEPENDENT = frozenset(
+    """empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full
+    new_empty_strided""".split()  # noqa: SIM905
+)
+"""Read the shape of a tensor only."""
+
+_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+_verdicts: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
+
+
+def check_supported(model: nn.Module, x: Tensor, composite: Composite) -> None:
+    """Refuse a model with a non-linear operation outside its sites.
+
+    The verdict is kept per model, composite and shape of the input, and taken anew when modules of
+    the model change.
+
+    Args:
+        model: In evaluation mode.
+        x: A batch, (B, 3, H, W); its first sample is run.
+        composite: Its rules say which paths are constant.
+
+    Raises:
+        UnsupportedModelError: Naming the module and the operation.
+    """
+    known = _verdicts.setdefault(model, set())
+    key = (tuple(x.shape[1:]), x.dtype, x.device, str(composite), _structure(model))
+    if key in known:
+        return
+    guard = Guard(model, x[:1])
+    trace = Trace(composite.resolve(model), watcher=guard)
+    with tracing(trace), torch.enable_grad(), guard:
+        logits = model(guard.image)
+    if trace.input is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no patch embedding site, so relevance cannot reach its "
+            f"pixels; supported families: {', '.join(SUPPORTED_FAMILIES)}"
+        )
+    if not guard.depends(logits):
+        raise UnsupportedModelError(
+            f"the output of {type(model).__name__} does not depend on its input through any "
+            "operation that PyTorch records; a foreign kernel may hide it"
+        )
+    known.add(key)
+
+
+def _structure(model: nn.Module) -> int:
+    modules = model.named_modules()
+    return hash(tuple((name, type(m), id(m), "forward" in vars(m)) for name, m in modules))
+
+
+class Guard(TorchDispatchMode):
+    """Follows what depends on the input through every operation outside the sites.
+
+    Args:
+        model: Names the modules in messages.
+        image: One sample; the pass must start from `guard.image`.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor) -> None:
+        super().__init__()
+        self._names = {id(module): name for name, module in model.named_modules()}
+        # Storages are kept alive, so that a freed address is never taken for a dependent one.
+        self._dependent: dict[int, Any] = {}
+        self._inside = 0
+        self._started = False
+        self.image = image.detach().clone()
+        self._mark(self.image)
+
+    def depends(self, x: Any) -> bool:
+        """Whether a value is a tensor that depends on the input."""
+        return isinstance(x, Tensor) and x.untyped_storage()._cdata in self._dependent
+
+    def visit(self, site: nn.Module, rule: Rule, args: tuple[Any, ...]) -> Any:
+        """Let a site do what its rule says; its output depends on what its inputs depend on."""
+        self._inside += 1
+        try:
+            out = rule.run(site, *args)
+        finally:
+            self._inside -= 1
+        if any(map(self.depends, args)):
+            self._started = True
+            self._mark(out)
+        return out
+
+    def constant(self, x: Tensor) -> Tensor:
+        """A copy that no longer counts as dependent."""
+        self._inside += 1
+        try:
+            return x.detach().clone()
+        finally:
+            self._inside -= 1
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,  # noqa: ARG002
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Check one operation and run it."""
+        kwargs = kwargs or {}
+        if self._inside or not any(map(self.depends, tree_leaves((args, kwargs)))):
+            return func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        complaint = self._complaint(func, name, args, kwargs)
+        if complaint:
+            raise UnsupportedModelError(self._message(complaint))
+        out = func(*args, **kwargs)
+        if name not in _INDEPENDENT:
+            self._mark(out)
+        return out
+
+    def _complaint(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str | None:
+        function = _custom_function()
+        if function is not None:
+            return f"the custom autograd Function {function.__name__}"
+        if func._schema.is_mutable:
+            return f"the in-place operation {name}"
+        if name in _INDEPENDENT:
+            return None
+        if not self._is_linear(func, name, args):
+            return f"{name}, which is not linear in them,"
+        if self._is_cut(args, kwargs):
+            return f"{name} behind a detach() or no_grad(), which cuts the gradient,"
+        return None
+
+    def _is_linear(self, func: Any, name: str, args: tuple[Any, ...]) -> bool:
+        if func.namespace != "aten":
+            return False
+        if name == "_to_copy" or name in _LINEAR:
+            return True
+        if name in _BILINEAR:
+            return sum(self._any(args, place) for place in _BILINEAR[name]) <= 1
+        return name in _FIRST_ONLY and not any(self._any(args, p) for p in _FIRST_ONLY[name])
+
+    def _any(self, args: tuple[Any, ...], place: int) -> bool:
+        return place < len(args) and any(map(self.depends, tree_leaves(args[place])))
+
+    def _is_cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        dependent = filter(self.depends, tree_leaves((args, kwargs)))
+        return self._started and not all(x.requires_grad for x in dependent)
+
+    def _mark(self, out: Any) -> None:
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                self._dependent[storage._cdata] = storage
+
+    def _message(self, complaint: str) -> str:
+        return (
+            f"{self._place()} applies {complaint} to values that depend on the input. Outside a "
+            "site this has no rule, and its relevance would be a silent plain gradient. Build this "
+            "part from the sites of vimlrp.sites (Activation, Gate, Norm, Scan, Linear, ...), or "
+            f"use a supported family: {', '.join(SUPPORTED_FAMILIES)}."
+        )
+
+    def _place(self) -> str:
+        for frame in _frames():
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and id(module) in self._names:
+                name = self._names[id(module)] or "the model itself"
+                code = frame.f_code
+                return f"{name} ({type(module).__name__}, {code.co_filename}:{frame.f_lineno})"
+        return "a function outside every module"
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _custom_function() -> Callable[..., Any] | None:
+    """The innermost custom autograd Function that runs now."""
+    for frame in _frames():
+        if frame.f_code is _FUNCTION_APPLY:
+            function: Callable[..., Any] = frame.f_locals["cls"]
+            return function
+    return None

@@ -1,0 +1,254 @@
+"""The rules: how relevance passes a site.
+
+Each rule leaves the value of its site unchanged and prescribes the gradient, so that activation
+times gradient is the relevance. Equation numbers are those of MambaLRP (Jafari et al., NeurIPS
+2024), unless another source is named. A rule is a frozen dataclass: data that can be compared,
+printed and put into a composite.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vimlrp.propagation import share_product, with_gradient_of
+from vimlrp.tracing import InputRecord, active, at_least_float32, constant
+
+if TYPE_CHECKING:
+    from vimlrp.sites import Activation, AffineSite, Gate, Norm, Scan
+
+__all__ = [
+    "AffineRule",
+    "ConstantFactors",
+    "ConstantNormaliser",
+    "Epsilon",
+    "Gamma",
+    "Gradient",
+    "Identity",
+    "Rule",
+    "Share",
+    "Zero",
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of all rules."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset()
+    """The kinds of site on which the rule is defined."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The factors of a scan through which relevance flows; all of them by default."""
+        return ("u", "A", "B", "C")
+
+    def run(self, site: Any, *args: Any) -> Any:
+        """Compute the site's output with the gradient that the rule prescribes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """Gradient x input: the site's plain gradient, which conserves only where it is linear."""
+
+    kinds = frozenset({"activation", "step", "gate", "normalisation", "scan", "residual"})
+
+    def run(self, site: Any, *args: Any) -> Any:
+        """Run the site as it is."""
+        return site.plain(*args)
+
+
+@dataclass(frozen=True)
+class Identity(Rule):
+    """Identity rule of an activation, Eq. (4): y = x [f(x)/x]_cst, so R(x) = R(y)."""
+
+    kinds = frozenset({"activation"})
+
+    def run(self, site: "Activation", x: Tensor) -> Tensor:
+        """Carry the gradient through x times the constant ratio f(x)/x, f'(0) at x = 0."""
+        return with_gradient_of(site.plain(x), x, site.ratio(x.detach()))
+
+
+@dataclass(frozen=True)
+class Share(Rule):
+    """Rule of a gate, Eq. (9): its factors receive fixed shares of the product's relevance.
+
+    Half and half is the paper's rule; (1, 0) and (0, 1) are the variants of its appendix C.5 that
+    hold one factor constant.
+    """
+
+    signal: float = 0.5
+    gate: float = 0.5
+    kinds = frozenset({"gate"})
+
+    def run(self, site: "Gate", signal: Tensor, gate: Tensor) -> Tensor:  # noqa: ARG002
+        """Multiply and share."""
+        return share_product(signal, gate, self.signal, self.gate)
+
+
+@dataclass(frozen=True)
+class ConstantNormaliser(Rule):
+    """Rule of a norm (Ali et al. 2022): the divisor is a constant, the centring is kept."""
+
+    kinds = frozenset({"normalisation"})
+
+    def run(self, site: "Norm", x: Tensor) -> Tensor:
+        """Divide by the constant normaliser."""
+        return site.normalise(x, constant(site.divisor(x.detach())))
+
+
+@dataclass(frozen=True)
+class ConstantFactors(Rule):
+    """Rule of the selective scan, Eqs. (5) to (7): exp(dt A), dt B and C are constants.
+
+    Args:
+        factors: Which of "A", "B" and "C" are held constant; all three is the paper's rule.
+    """
+
+    factors: tuple[str, ...] = ("A", "B", "C")
+    kinds = frozenset({"scan"})
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Those that are not held constant, and u."""
+        return ("u", *(name for name in ("A", "B", "C") if name not in self.factors))
+
+    def run(self, site: "Scan", *args: Tensor) -> Tensor:
+        """Scan with the gradient of the linear map from u to y."""
+        return site.scan(*args, grad=self.free)
+
+
+@dataclass(frozen=True)
+class AffineRule(Rule):
+    """Base of the rules for z = W x + b: linear layers, convolutions and patch embeddings."""
+
+    kinds = frozenset({"convolution", "projection", "head", "patch_embedding"})
+
+    def run(self, site: "AffineSite", x: Tensor) -> Tensor:
+        """Compute W x + b and note what the bias takes."""
+        bias = None if site.bias is None else site.broadcast(site.bias.detach())
+        if site.kind == "patch_embedding":
+            return self._begin(site, x, bias)
+        return self.spread(site, x, site.weight.detach(), bias)
+
+    def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute W x + b with the rule's gradient, for constants `weight` and `bias`."""
+        raise NotImplementedError
+
+    def relevance(self, site: "AffineSite", x: Tensor, gradient: Tensor) -> Tensor:
+        """Pass relevance from the bias-free output of the first layer to the model's input.
+
+        Args:
+            site: The patch embedding.
+            x: The model's input, (B, 3, H, W).
+            gradient: The gradient at W x, so that W x times it is its relevance.
+
+        Returns:
+            The relevance of every input value, (B, 3, H, W).
+        """
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            out = self.spread(site, leaf, site.weight.detach().to(x.dtype), None)
+        (at_input,) = torch.autograd.grad(out, leaf, gradient)
+        return leaf.detach() * at_input
+
+    def _begin(self, site: "AffineSite", x: Tensor, bias: Tensor | None) -> Tensor:
+        # The token is a sum: content, bias and position share it in proportion (LRP-0); what the
+        # content receives is passed on to the pixels by `relevance` once its gradient is known.
+        content = site.linear(x, site.weight.detach()).detach().requires_grad_()
+        trace = active()
+        if trace is not None:
+            trace.input = InputRecord(site, x, content)
+        if bias is None:
+            return content
+        out = content + bias
+        _absorb(site, "bias", out, bias)
+        return out
+
+
+@dataclass(frozen=True)
+class Zero(AffineRule):
+    """LRP-0: R_j = sum_k x_j w_jk / z_k R_k, the plain gradient of an affine map."""
+
+    def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute W x + b as it is."""
+        z = site.linear(x, weight)
+        if bias is None:
+            return z
+        z = z + bias
+        _absorb(site, "bias", z, bias)
+        return z
+
+
+@dataclass(frozen=True)
+class Epsilon(AffineRule):
+    """LRP-epsilon (Bach et al. 2015): z_k + epsilon sign(z_k) in the denominator.
+
+    Args:
+        epsilon: The stabiliser, in the units of z; what it absorbs stands in the account.
+    """
+
+    epsilon: float = 1e-6
+
+    def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Scale the gradient of W x + b by z / (z + epsilon sign z)."""
+        z = site.linear(x, weight) if bias is None else site.linear(x, weight) + bias
+        value = z.detach()
+        sign = torch.where(value < 0, -1.0, 1.0).to(value.dtype)
+        factor = value / (value + self.epsilon * sign)
+        out = with_gradient_of(value, z, factor)
+        if bias is not None:
+            _absorb(site, "bias", out, bias * factor)
+        _absorb(site, "stabiliser", out, value * (1 - factor))
+        return out
+
+
+@dataclass(frozen=True)
+class Gamma(AffineRule):
+    """Generalised LRP-gamma (MambaLRP, appendix C.2; Andeol et al. 2022).
+
+    Contributions of the sign of z_k count 1 + gamma times. Written with p and n, the sums of the
+    positive and the negative contributions (p + n = z), the denominator is z + gamma p where z > 0
+    and z + gamma n where z < 0: never nearer to zero than z itself. Where z is exactly 0 it has no
+    sign, and the rule is LRP-0.
+
+    Args:
+        gamma: How much more the contributions of the winning sign count.
+    """
+
+    gamma: float = 0.25
+
+    def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Carry the gradient of z through the denominator, scaled by z over it."""
+        z = site.linear(x, weight) if bias is None else site.linear(x, weight) + bias
+        value = z.detach()
+        z = z.to(at_least_float32(z))
+        carrier = z + self.gamma * self._winning(z, self._positive(site, x, weight, bias), value)
+        factor = torch.where(value == 0, 1.0, value / carrier.detach())
+        out = with_gradient_of(value, carrier, factor)
+        if bias is not None:
+            winning = self._winning(bias, bias.clamp(min=0), value)
+            _absorb(site, "bias", out, factor * (bias + self.gamma * winning))
+        return out
+
+    @staticmethod
+    def _positive(site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # Half precision loses the small difference of large sums of opposite sign.
+        x, weight = x.to(at_least_float32(x)), weight.to(at_least_float32(weight))
+        out = site.linear(x.clamp(min=0), weight.clamp(min=0))
+        out = out + site.linear(x.clamp(max=0), weight.clamp(max=0))
+        return out if bias is None else out + bias.clamp(min=0)
+
+    @staticmethod
+    def _winning(total: Tensor, positive: Tensor, sign: Tensor) -> Tensor:
+        """The part of `total` that has the sign of `sign`, given its positive part."""
+        negative = total - positive
+        return torch.where(sign > 0, positive, torch.where(sign < 0, negative, 0.0))
+
+
+def _absorb(site: "AffineSite", what: str, stream: Tensor, share: Tensor) -> None:
+    trace = active()
+    if trace is not None:
+        trace.absorb(what if what == "stabiliser" else f"{what}: {site.kind}", stream, share)

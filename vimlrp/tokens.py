@@ -1,0 +1,77 @@
+"""Where the patches and the class tokens of a model stand in its sequence."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["CLASS_TOKEN_PLACES", "TokenLayout"]
+
+CLASS_TOKEN_PLACES = ("middle", "head", "tail", "double", "none")
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """A patch grid with class tokens placed among its row-major sequence.
+
+    Vim inserts its class token at index M // 2 of M patches (hustvl/Vim, `forward_features`):
+    sequence index t < p is patch t, and t > p is patch t - 1.
+
+    Args:
+        grid: Rows and columns of patches.
+        class_token: One of `CLASS_TOKEN_PLACES`; "double" has one token at each end.
+    """
+
+    grid: tuple[int, int]
+    class_token: str = "none"
+
+    @property
+    def patch_count(self) -> int:
+        """The number of patches M."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def length(self) -> int:
+        """The length of the sequence, class tokens included."""
+        return self.patch_count + len(self.special)
+
+    @cached_property
+    def special(self) -> tuple[int, ...]:
+        """Sequence indices of the class tokens."""
+        m = self.patch_count
+        places = {"middle": (m // 2,), "head": (0,), "tail": (m,), "double": (0, m + 1), "none": ()}
+        return places[self.class_token]
+
+    @cached_property
+    def patch_index(self) -> Tensor:
+        """Sequence indices of the patches in row-major order, (M,) int64."""
+        keep = torch.ones(self.length, dtype=torch.bool)
+        keep[list(self.special)] = False
+        return keep.nonzero().squeeze(1)
+
+    def insert(self, patches: Tensor, special: Tensor) -> Tensor:
+        """Put the class tokens where they belong.
+
+        Args:
+            patches: (B, M, D) in row-major order.
+            special: (B, S, D), one for each entry of `special`.
+
+        Returns:
+            The sequence, (B, L, D).
+        """
+        pieces, start = [], 0
+        for token, place in enumerate(self.special):
+            stop = place - token
+            pieces += [patches[:, start:stop], special[:, token : token + 1]]
+            start = stop
+        return torch.cat([*pieces, patches[:, start:]], dim=1)
+
+    def patches_of(self, sequence: Tensor) -> Tensor:
+        """Pick the patches out of a sequence: (B, L, ...) to (B, M, ...)."""
+        return sequence.index_select(1, self.patch_index.to(sequence.device))
+
+    def special_of(self, sequence: Tensor) -> Tensor:
+        """Pick the class tokens out of a sequence: (B, L, ...) to (B, S, ...)."""
+        index = torch.tensor(self.special, dtype=torch.int64, device=sequence.device)
+        return sequence.index_select(1, index)
