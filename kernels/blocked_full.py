@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 from vimlrp.kernels.blocked import Scan, contract, input_gradient
-from vimlrp.kernels.reference import FACTORS, compute_dtype
+from vimlrp.kernels.reference import compute_dtype
 
 __all__ = ["full_backward"]
 
@@ -39,7 +39,8 @@ def full_backward(
         D: Skip weights, (K, D), or None.
         index: Positions per direction, (K, L), or None for raster order.
         reverse: One flag per direction.
-        factors: Members of `reference.FACTORS`; what they do not reach gets zeros.
+        factors: Members of `reference.FACTORS`. What none of them reaches is for the caller to
+            drop; its entry means nothing.
 
     Returns:
         Gradients of u, dt, A, B, C and D (None without D), each like its tensor.
@@ -50,17 +51,13 @@ def full_backward(
     du = input_gradient(scan.restore(back.du), dy, D, shared=u.shape[1] < dt.shape[1])
     dD = None if D is None else (u.to(scan.dtype) * dy.to(scan.dtype)).sum((0, 2))
     return (
-        _like(u, du, "u" in factors),
-        _like(dt, scan.restore(back.ddt), "A" in factors or "B" in factors),
-        _like(A, back.dA.transpose(2, 3).flatten(1, 2), "A" in factors),
-        _like(B, scan.restore(back.dB), "B" in factors),
-        _like(C, scan.restore(back.dC), "C" in factors),
-        None if D is None or dD is None else _like(D, dD, set(factors) == set(FACTORS)),
+        du.to(u.dtype),
+        scan.restore(back.ddt).to(dt.dtype),
+        back.dA.transpose(2, 3).flatten(1, 2).to(A.dtype),
+        scan.restore(back.dB).to(B.dtype),
+        scan.restore(back.dC).to(C.dtype),
+        None if D is None or dD is None else dD.to(D.dtype),
     )
-
-
-def _like(x: Tensor, gradient: Tensor, reached: bool) -> Tensor:
-    return gradient.to(x.dtype) if reached else torch.zeros_like(x)
 
 
 class _Backward:
@@ -98,10 +95,9 @@ class _Backward:
         dt, u = self.scan.dt[:, :, start:stop], self.u[:, :, start:stop]
         reached = contract(self.scan.B, g, start, stop)  # (B, K, T, D)
         self.du[:, :, start:stop] = reached * dt
+        self.dB[:, :, start:stop] = _project(g, self.scan.channels(dt * u, 0, stop - start))
         if "B" in self.factors:
             self.ddt[:, :, start:stop] += reached * u
-            drive = self.scan.channels(dt * u, 0, stop - start)
-            self.dB[:, :, start:stop] = _project(g, drive)
 
     def through_decay(
         self, g: Tensor, states: Tensor, h: Tensor, start: int, stop: int, decay: Tensor
