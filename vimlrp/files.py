@@ -58,7 +58,7 @@ def atomic_folder(
     and the new one in, `path` is missing for an instant.
 
     Example:
-        >>> with atomic_folder("out", overwrite=True) as folder:  # doctest: +SKIP
+        >>> with atomic_folder("out", overwrite=True) as folder:
         ...     (folder / "manifest.json").write_text("{}")
 
     Args:

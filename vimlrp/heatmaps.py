@@ -147,8 +147,8 @@ def overlay(
     see it.
 
     Example:
-        >>> x, geometry = preprocessing(photo)  # doctest: +SKIP
-        >>> picture = overlay(photo.pixels, relevance.pixels[0], geometry)  # doctest: +SKIP
+        >>> x, geometry = preprocessing(photo)
+        >>> picture = overlay(photo.pixels, relevance.pixels[0], geometry)
 
     Args:
         pixels: The photo, # (H, W, 3) in RGB.

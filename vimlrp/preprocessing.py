@@ -145,10 +145,11 @@ class Preprocessing:
         """Prepare one photo.
 
         Example:
-            >>> photo = read_photo(np.zeros((300, 400, 3), np.uint8))
+            >>> from vimlrp.photos import read_photo
+            >>> photo = read_photo(np.zeros((448, 896), np.uint8))
             >>> x, geometry = Preprocessing(crop_pct=1.0)(photo)
             >>> x.shape, geometry.box
-            (torch.Size([3, 224, 224]), (50.1672240802675, 0.0, 349.83277591973246, 300.0))
+            (torch.Size([3, 224, 224]), (224.0, 0.0, 672.0, 448.0))
 
         Returns:
             The model's input, # (3, H, W) of float32, and which part of the photo it shows.
