@@ -14,11 +14,11 @@ from timm.layers import DropPath, resample_abs_pos_embed, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from vimlrp.errors import InputError
 from vimlrp.kernels import ScanOrder
 from vimlrp.models.builder import build, vision_cfg
 from vimlrp.models.labels import IMAGENETTE
+
+from vimlrp.errors import InputError
 from vimlrp.sites import (
     Activation,
     CausalConv1d,
@@ -111,7 +111,7 @@ class BidirectionalMixer(nn.Module):
         return self.out_proj(self.gate(y, self.gate_act(z)))
 
     def _scan_parameters(self, u: Tensor) -> tuple[Tensor, ...]:
-        """dt (B, 2, L, E), A (2, E, N), B and C (B, 2, L, N), D (2, E)."""
+        """Dt (B, 2, L, E), A (2, E, N), B and C (B, 2, L, N), D (2, E)."""
         source = self.scan.parameter_source(u)
         sizes = (self.rank, self.d_state, self.d_state)
         forward = self.x_proj(source[:, 0]).split(sizes, dim=-1)
@@ -130,11 +130,13 @@ def _initial_a_log(channels: int, states: int) -> Tensor:
 
 def _init_step(projection: Linear, shortest: float = 1e-3, longest: float = 0.1) -> None:
     """Make softplus(bias) log-uniform between `shortest` and `longest` (Mamba, section 3.6)."""
-    nn.init.uniform_(projection.weight, -(projection.in_features**-0.5), projection.in_features**-0.5)
+    nn.init.uniform_(
+        projection.weight, -(projection.in_features**-0.5), projection.in_features**-0.5
+    )
     low, high = math.log(shortest), math.log(longest)
     step = torch.exp(torch.rand(projection.out_features) * (high - low) + low).clamp(min=1e-4)
-    with torch.no_grad():
-        projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+    bias = step + torch.log(-torch.expm1(-step))  # inverse of softplus
+    projection.bias = nn.Parameter(bias)
 
 
 class Block(nn.Module):
@@ -211,6 +213,7 @@ class VisionMamba(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.pos_embed: nn.Parameter
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.dynamic_img_size, self.grad_checkpointing = dynamic_img_size, False
@@ -314,22 +317,26 @@ class VisionMamba(nn.Module):
         blocks = tuple(f"layers.{i}" for i in range(len(self.layers)))
         return ("token_sum", *blocks, "norm_f", "head")
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay leaves alone, beside all one-dimensional ones."""
         names = {name for name, _ in self.named_parameters()}
-        return {name for name in names if name.endswith(("A_log", "A_b_log", "_token", "pos_embed"))}
+        return {
+            name for name in names if name.endswith(("A_log", "A_b_log", "_token", "pos_embed"))
+        }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass of training."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group parameters by depth, as timm's layer decay expects."""
+        """Group parameters by depth, as timm's layer decay expects.
+
+        Args:
+            coarse: Take all blocks as one group.
+        """
+        blocks = r"^layers" if coarse else r"^layers\.(\d+)"
         stem = r"^cls_token|^pos_embed|^patch_embed"
-        return {"stem": stem, "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]}
+        return {"stem": stem, "blocks": [(blocks, None), (r"^norm_f", (99999,))]}
 
     def _add_tokens(self, class_token: ClassToken) -> None:
         self._token_names = _TOKEN_NAMES[class_token]
@@ -354,8 +361,9 @@ class VisionMamba(nn.Module):
     def _rescale_branches(self, depth: int) -> None:
         # GPT-2's rule for residual branches: the variance of the stream stays that of one block.
         with torch.no_grad():
-            for layer in self.layers:
-                layer.mixer.out_proj.weight /= math.sqrt(depth)
+            for name, parameter in self.layers.named_parameters():
+                if name.endswith("out_proj.weight"):
+                    parameter /= math.sqrt(depth)
 
 
 _TOKEN_NAMES: dict[str, tuple[str, ...]] = {
@@ -381,7 +389,10 @@ def resample_position(position: Tensor, old: TokenLayout, new: TokenLayout) -> T
     if old == new:
         return position
     grid = resample_abs_pos_embed(
-        old.patches_of(position), new_size=list(new.grid), old_size=list(old.grid), num_prefix_tokens=0
+        old.patches_of(position),
+        new_size=list(new.grid),
+        old_size=list(old.grid),
+        num_prefix_tokens=0,
     )
     return new.insert(grid, old.special_of(position))
 
@@ -398,7 +409,7 @@ def fit_state_dict(state: dict[str, Tensor], model: VisionMamba) -> dict[str, Te
         state: Weights, or a training checkpoint that holds them under "model".
         model: The model that will load them.
     """
-    state = dict(state.get("model", state))  # type: ignore[call-overload]
+    state = dict(state.get("model", state))
     position = state.get("pos_embed")
     if position is not None and position.shape[1] != model.layout.length:
         old = _square_layout(position.shape[1], model.layout.class_token)

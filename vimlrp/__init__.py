@@ -1,3 +1,23 @@
-"""Explain Vision Mamba image classifiers with layer-wise relevance propagation."""
+"""Explain Vision Mamba image classifiers with layer-wise relevance propagation.
 
-import vimlrp.models as _models  # noqa: F401  registers the models with timm
+Importing vimlrp registers its models with timm.
+"""
+
+from vimlrp.composites import COMPOSITES, Composite
+from vimlrp.conservation import Conservation, check_conservation
+from vimlrp.errors import VimLRPError
+from vimlrp.explainer import Explainer, explain
+from vimlrp.models.checkpoint import load_checkpoint
+from vimlrp.relevance import Relevance
+
+__all__ = [
+    "COMPOSITES",
+    "Composite",
+    "Conservation",
+    "Explainer",
+    "Relevance",
+    "VimLRPError",
+    "check_conservation",
+    "explain",
+    "load_checkpoint",
+]

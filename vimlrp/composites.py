@@ -63,7 +63,9 @@ def parse_rule(text: str) -> Rule:
         return rule(*_arguments(rule, words))
     except (TypeError, ValueError) as error:
         fields = inspect.signature(rule)
-        raise CompositeError(f"cannot read the rule {text!r}: {match[1]}{fields} ({error})") from None
+        raise CompositeError(
+            f"cannot read the rule {text!r}: {match[1]}{fields} ({error})"
+        ) from None
 
 
 def _arguments(rule: type[Rule], words: list[str]) -> list[object]:
@@ -107,7 +109,12 @@ COMPOSITES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
         "gate_to_signal": {**_MAMBALRP, "gate": Share(1.0, 0.0)},
         "gate_to_gate": {**_MAMBALRP, "gate": Share(0.0, 1.0)},
         "norm_rule_only": {**_GRADIENT, "normalisation": ConstantNormaliser()},
-        "epsilon": {**_MAMBALRP, "convolution": Epsilon(), "projection": Epsilon(), "head": Epsilon()},
+        "epsilon": {
+            **_MAMBALRP,
+            "convolution": Epsilon(),
+            "projection": Epsilon(),
+            "head": Epsilon(),
+        },
         "gamma_projections": {**_MAMBALRP, "projection": Gamma(0.25)},
     }
 )
@@ -145,7 +152,9 @@ class Composite:
             )
         for key, rule in self.changes.items():
             if not isinstance(rule, Rule):
-                raise CompositeError(f"{key!r} was given {rule!r}, which is no rule of vimlrp.rules")
+                raise CompositeError(
+                    f"{key!r} was given {rule!r}, which is no rule of vimlrp.rules"
+                )
             if key in SITE_KINDS:
                 _check_kind(key, rule, key)
 
@@ -227,5 +236,6 @@ def _check_kind(kind: str, rule: Rule, where: str) -> None:
     if kind not in rule.kinds:
         fitting = [name for name, other in RULES.items() if kind in other.kinds]
         raise CompositeError(
-            f"{rule} does not fit {where}, a site of kind {kind}; rules that do: {', '.join(fitting)}"
+            f"{rule} does not fit {where}, a site of kind {kind}; rules that do: "
+            f"{', '.join(fitting)}"
         )

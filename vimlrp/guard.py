@@ -7,13 +7,14 @@ softmax, an in-place write or a custom autograd Function inside any module is fo
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -68,8 +69,6 @@ _INDEPENDENT = frozenset(
 )
 """Read the shape of a tensor only."""
 
-_FUNCTION_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-
 _verdicts: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
 
 
@@ -95,6 +94,7 @@ def check_supported(model: nn.Module, x: Tensor, composite: Composite) -> None:
     trace = Trace(composite.resolve(model), watcher=guard)
     with tracing(trace), torch.enable_grad(), guard:
         logits = model(guard.image)
+    guard.check_functions(logits)
     if trace.input is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no patch embedding site, so relevance cannot reach its "
@@ -122,10 +122,11 @@ class Guard(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._names = {id(module): name for name, module in model.named_modules()}
         # Storages are kept alive, so that a freed address is never taken for a dependent one.
         self._dependent: dict[int, Any] = {}
+        self._own: set[Any] = set()
         self._inside = 0
         self._started = False
         self.image = image.detach().clone()
@@ -145,7 +146,22 @@ class Guard(TorchDispatchMode):
         if any(map(self.depends, args)):
             self._started = True
             self._mark(out)
+        self._own.update(_nodes(out, {x.grad_fn for x in args if isinstance(x, Tensor)}))
         return out
+
+    def check_functions(self, logits: Tensor) -> None:
+        """Find custom Functions whose kernels the dispatcher does not see, by their nodes.
+
+        Args:
+            logits: The model's output.
+
+        Raises:
+            UnsupportedModelError: If the graph holds one outside the sites.
+        """
+        for node in _nodes(logits, self._own):
+            if isinstance(node, BackwardCFunction):
+                complaint = f"the custom autograd Function {_function_name(node)}"
+                raise UnsupportedModelError(self._message(complaint))
 
     def constant(self, x: Tensor) -> Tensor:
         """A copy that no longer counts as dependent."""
@@ -158,7 +174,7 @@ class Guard(TorchDispatchMode):
     def __torch_dispatch__(
         self,
         func: Any,
-        types: Any,  # noqa: ARG002
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -180,7 +196,7 @@ class Guard(TorchDispatchMode):
     ) -> str | None:
         function = _custom_function()
         if function is not None:
-            return f"the custom autograd Function {function.__name__}"
+            return f"the custom autograd Function {function}"
         if func._schema.is_mutable:
             return f"the in-place operation {name}"
         if name in _INDEPENDENT:
@@ -228,7 +244,7 @@ class Guard(TorchDispatchMode):
                 name = self._names[id(module)] or "the model itself"
                 code = frame.f_code
                 return f"{name} ({type(module).__name__}, {code.co_filename}:{frame.f_lineno})"
-        return "a function outside every module"
+        return "the model"
 
 
 def _frames() -> Iterator[FrameType]:
@@ -238,10 +254,38 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _custom_function() -> Callable[..., Any] | None:
-    """The innermost custom autograd Function that runs now."""
+def _custom_function() -> str | None:
+    """The name of the innermost custom autograd Function whose forward runs now."""
     for frame in _frames():
-        if frame.f_code is _FUNCTION_APPLY:
-            function: Callable[..., Any] = frame.f_locals["cls"]
-            return function
+        if frame.f_code.co_name != "forward" or isinstance(frame.f_locals.get("self"), nn.Module):
+            continue
+        for value in frame.f_locals.values():
+            if isinstance(value, FunctionCtx):
+                return _function_name(value)
+        for function in _subclasses(torch.autograd.Function):
+            if getattr(function.forward, "__code__", None) is frame.f_code:
+                return function.__name__
     return None
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    for child in base.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _function_name(node: Any) -> str:
+    return type(node).__name__.removesuffix("Backward")
+
+
+def _nodes(outputs: Any, stop: set[Any]) -> Iterator[Any]:
+    """All nodes of the autograd graph behind some tensors, as far as those in `stop`."""
+    waiting = [x.grad_fn for x in tree_leaves(outputs) if isinstance(x, Tensor)]
+    seen = set(stop)
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [parent for parent, _ in node.next_functions]
+        yield node

@@ -355,9 +355,7 @@ class Scan(Site):
         self, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, *, grad: Any
     ) -> Tensor:
         """Scan with the gradient through the factors named by `grad`."""
-        return selective_scan(
-            u, dt, A, B, C, D, order=self.order, grad=grad, backend=self.backend
-        )
+        return selective_scan(u, dt, A, B, C, D, order=self.order, grad=grad, backend=self.backend)
 
     def plain(self, *args: Tensor) -> Tensor:
         """Scan with the full gradient."""

@@ -24,7 +24,7 @@ class TokenLayout:
     """
 
     grid: tuple[int, int]
-    class_token: str = "none"
+    class_token: str = "none"  # noqa: S105
 
     @property
     def patch_count(self) -> int:

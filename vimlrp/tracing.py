@@ -117,14 +117,15 @@ class Trace:
             stream: The sum, (B, ...).
             constant: The summand, broadcastable to `stream`.
         """
-        site = self.site
+        # The hook must not hold the trace: graph, hook and trace would keep each other alive.
+        site, ledger, constant = self.site, self.absorptions, constant.detach()
         if site is None or not stream.requires_grad:
             return
 
         def note(gradient: Tensor) -> None:
             precise = at_least_float32(gradient)
-            share = (gradient.to(precise) * constant.detach().to(precise)).flatten(1).sum(1)
-            self.absorptions.append(Absorption(kind, site, share))
+            share = (gradient.to(precise) * constant.to(precise)).flatten(1).sum(1)
+            ledger.append(Absorption(kind, site, share))
 
         stream.register_hook(note)
 

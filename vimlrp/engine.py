@@ -1,0 +1,193 @@
+"""One explanation pass: forward under a composite, gradient back, relevance read off."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vimlrp.account import Account
+from vimlrp.composites import Composite
+from vimlrp.errors import InputError, UnsupportedModelError
+from vimlrp.guard import check_supported
+from vimlrp.layers import LayerRecord, Streams, watch_layers
+from vimlrp.modes import evaluation_mode
+from vimlrp.rules import AffineRule
+from vimlrp.targets import Seed, Target, seed
+from vimlrp.tracing import Trace, Watcher, at_least_float32, tracing
+
+__all__ = ["Request", "Result", "explaining", "propagate"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a pass.
+
+    Args:
+        target: See `vimlrp.targets.seed`.
+        contrast: A class to subtract.
+        names: The model's class names.
+        record: Layers whose activation and relevance come back.
+        start: A layer and a direction in its activation, (C,) or of the activation's shape, whose
+            product with the activation is explained instead of a logit.
+    """
+
+    target: Target = None
+    contrast: Target = None
+    names: Sequence[str] | None = None
+    record: Sequence[str] = ()
+    start: tuple[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What comes back, B samples each; see `vimlrp.Relevance` for the fields."""
+
+    pixels: Tensor
+    patches: Tensor
+    tokens: Tensor | None
+    logits: Tensor
+    target: Tensor | None
+    account: Account
+    recorded: Mapping[str, LayerRecord] = field(default_factory=dict)
+
+
+@contextmanager
+def explaining(
+    model: nn.Module, x: Tensor, composite: Composite, watcher: Watcher | None = None
+) -> Iterator[Trace]:
+    """The circumstances of an explanation: guard passed, evaluation mode, gradients, a trace.
+
+    Args:
+        model: A model built from sites.
+        x: The batch that will be run.
+        composite: The rules.
+        watcher: Looks on at every site.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(evaluation_mode(model))
+        check_supported(model, x, composite)
+        yield stack.enter_context(tracing(Trace(composite.resolve(model), watcher)))
+
+
+def propagate(model: nn.Module, x: Tensor, composite: Composite, request: Request) -> Result:
+    """Explain a batch.
+
+    Args:
+        model: A model built from sites.
+        x: (B, 3, H, W), preprocessed, on the model's device and of its type.
+        composite: The rules.
+        request: What to explain and what to bring back.
+
+    Raises:
+        UnsupportedModelError: If the guard refuses the model.
+        TargetError: If the target does not exist.
+        InputError: If a layer does not exist or a direction does not fit.
+    """
+    x = x.detach().clone()
+    layers = [*request.record, *([request.start[0]] if request.start else [])]
+    with explaining(model, x, composite) as trace:
+        with watch_layers(model, layers, trace) as streams:
+            logits = _check_logits(model(x), x)
+        goal = _goal(logits, streams, request)
+        gradients = _backward(goal.value, trace, streams, request.record)
+        return _read_off(trace, logits, goal, streams, gradients, request)
+
+
+def _check_logits(logits: Any, x: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UnsupportedModelError(
+            f"the model returned {given} for {len(x)} images; a classifier returns (B, C)"
+        )
+    if not logits.isfinite().all():
+        raise InputError(
+            "the model's logits are not finite, so there is nothing to explain: check its weights, "
+            "and use bfloat16 or float32 where float16 overflows"
+        )
+    return logits
+
+
+def _goal(logits: Tensor, streams: Streams, request: Request) -> Seed:
+    if request.start is None:
+        return seed(logits, request.target, request.contrast, request.names)
+    name, direction = request.start
+    activation = sum(streams[name], torch.zeros((), dtype=logits.dtype, device=logits.device))
+    direction = direction.to(activation)
+    try:
+        product = activation * direction
+    except RuntimeError:
+        product = activation.new_empty(0)
+    if product.shape != activation.shape:
+        raise InputError(
+            f"a direction of shape {tuple(direction.shape)} does not fit the activation of {name}, "
+            f"{tuple(activation.shape)}"
+        )
+    return Seed(product.flatten(1).sum(1), None)
+
+
+def _backward(
+    value: Tensor, trace: Trace, streams: Streams, record: Sequence[str]
+) -> dict[int, Tensor]:
+    """Gradients by the identity of the tensors at which they are read."""
+    wanted = [stream for name in record for stream in streams[name]]
+    if trace.input is not None:
+        wanted.append(trace.input.content)
+    if trace.tokens is not None:
+        wanted.append(trace.tokens.tokens)
+    gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
+    pairs = zip(wanted, gradients, strict=True)
+    return {id(x): torch.zeros_like(x) if g is None else g.detach() for x, g in pairs}
+
+
+def _read_off(
+    trace: Trace,
+    logits: Tensor,
+    goal: Seed,
+    streams: Streams,
+    gradients: Mapping[int, Tensor],
+    request: Request,
+) -> Result:
+    pixels, patches = _pixels(trace, gradients)
+    return Result(
+        pixels=pixels,
+        patches=patches,
+        tokens=_tokens(trace, gradients),
+        logits=logits.detach(),
+        target=goal.target,
+        account=Account.of(
+            goal.value.to(pixels.dtype), pixels.flatten(1).sum(1), trace.absorptions
+        ),
+        recorded={
+            name: LayerRecord.of(streams[name], [gradients[id(s)] for s in streams[name]])
+            for name in request.record
+        },
+    )
+
+
+def _pixels(trace: Trace, gradients: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Relevance of pixels, (B, H, W), and of the patches' content, (B, h, w)."""
+    start = trace.input
+    if start is None:
+        raise UnsupportedModelError("the model has no patch embedding site")
+    precise = at_least_float32(start.content)
+    content, gradient = start.content.detach().to(precise), gradients[id(start.content)].to(precise)
+    rule: Any = trace.rule_of(start.site)
+    if not isinstance(rule, AffineRule):
+        raise UnsupportedModelError(f"{rule} does not lead down to pixels")
+    trace.site = start.site
+    values: Tensor = rule.relevance(start.site, start.image.to(precise), gradient)  # type: ignore[arg-type]
+    return values.sum(1), (content * gradient).sum(1)
+
+
+def _tokens(trace: Trace, gradients: Mapping[int, Tensor]) -> Tensor | None:
+    """Relevance of the sums of patch and position embedding, (B, L)."""
+    if trace.tokens is None:
+        return None
+    tokens = trace.tokens.tokens
+    precise = at_least_float32(tokens)
+    return (tokens.detach().to(precise) * gradients[id(tokens)].to(precise)).sum(-1)

@@ -1,0 +1,166 @@
+"""From what a user holds (paths, pictures, arrays, tensors) to a batch for the model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from vimlrp.errors import InputError
+from vimlrp.photos import Photo, read_photo
+from vimlrp.preprocessing import Geometry, Preprocessing, denormalise
+
+__all__ = ["Batch", "Images", "Source", "batches", "device_and_dtype", "preprocessing_of"]
+
+Image_ = str | Path | Image.Image | NDArray[Any]
+Images = Image_ | Sequence[Image_] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where one sample came from, so that its map can be drawn over it.
+
+    Args:
+        name: Of the file, or "image 0".
+        geometry: Which part of the picture the model saw.
+        photo: The picture, if the sample came from one.
+        tensor: The model's input (3, H, W) otherwise, with the mean and std that undo its
+            normalisation.
+    """
+
+    name: str
+    geometry: Geometry
+    photo: Photo | None = None
+    tensor: tuple[Tensor, tuple[float, ...], tuple[float, ...]] | None = None
+
+    def picture(self) -> NDArray[np.uint8]:
+        """The picture to draw on, (H, W, 3)."""
+        if self.photo is not None:
+            return self.photo.pixels
+        if self.tensor is None:
+            raise InputError(f"{self.name} has no picture to draw on; give one as `picture=`")
+        x, mean, std = self.tensor
+        return np.asarray(denormalise(x.detach().float().cpu(), mean, std))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prepared samples: `x` (B, 3, H, W) on the model's device and of its type."""
+
+    x: Tensor
+    sources: tuple[Source, ...]
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """The model's preprocessing, at the input size that the model has now."""
+    preprocessing = Preprocessing.of(model)
+    size = getattr(model, "img_size", None)
+    return preprocessing if size is None else replace(preprocessing, size=tuple(size))
+
+
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model is and which floating-point type it computes in.
+
+    Raises:
+        InputError: If its parameters lie on several devices.
+    """
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    devices = {p.device for p in parameters}
+    if len(devices) > 1:
+        raise InputError(
+            f"the model's parameters lie on {', '.join(sorted(map(str, devices)))}; "
+            "move it to one device with model.to(device)"
+        )
+    if not parameters:
+        return torch.device("cpu"), torch.float32
+    return parameters[0].device, parameters[0].dtype
+
+
+def batches(images: Images, model: nn.Module, size: int | None) -> Iterator[Batch]:
+    """Prepare images, a batch at a time.
+
+    Args:
+        images: A path, PIL image or array, a sequence of them, or a preprocessed tensor
+            (B, 3, H, W) or (3, H, W).
+        model: Says how to prepare them, and where to.
+        size: Samples in a batch; None for 16 pictures, or a tensor as it is.
+
+    Raises:
+        InputError: If an image cannot be read or a tensor is not what the model takes.
+    """
+    if isinstance(images, Tensor):
+        yield from _tensor_batches(images, model, size)
+        return
+    single = isinstance(images, str | Path | Image.Image | np.ndarray)
+    pictures: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
+    _check_pictures(pictures)
+    step = size or 16
+    for start in range(0, len(pictures), step):
+        yield _picture_batch(pictures[start : start + step], start, model)
+
+
+def _check_pictures(pictures: Any) -> None:
+    if not isinstance(pictures, Sequence):
+        raise InputError(
+            f"cannot explain a {type(pictures).__name__}: give a path, a PIL image, an array, a "
+            "list of them, or a tensor (B, 3, H, W)"
+        )
+    if not pictures:
+        raise InputError("no image was given")
+
+
+def _picture_batch(pictures: Sequence[Image_], start: int, model: nn.Module) -> Batch:
+    preprocessing = preprocessing_of(model)
+    device, dtype = device_and_dtype(model)
+    prepared, sources = [], []
+    for i, picture in enumerate(pictures):
+        name = None if isinstance(picture, str | Path) else f"image {start + i}"
+        photo = picture if isinstance(picture, Photo) else read_photo(picture, name)
+        x, geometry = preprocessing(photo)
+        prepared.append(x)
+        sources.append(Source(photo.name, geometry, photo=photo))
+    return Batch(torch.stack(prepared).to(device, dtype), tuple(sources))
+
+
+def _tensor_batches(x: Tensor, model: nn.Module, size: int | None) -> Iterator[Batch]:
+    x = x[None] if x.dim() == 3 else x
+    _check_tensor(x, model)
+    preprocessing = preprocessing_of(model)
+    geometry = Geometry.whole(*x.shape[-2:])
+    step = size or len(x)
+    for start in range(0, len(x), step):
+        part = x[start : start + step]
+        sources = tuple(
+            Source(
+                f"image {start + i}", geometry, tensor=(row, preprocessing.mean, preprocessing.std)
+            )
+            for i, row in enumerate(part)
+        )
+        yield Batch(part, sources)
+
+
+def _check_tensor(x: Tensor, model: nn.Module) -> None:
+    device, dtype = device_and_dtype(model)
+    if x.dim() != 4 or x.shape[1] != 3:
+        raise InputError(
+            f"a tensor of shape {tuple(x.shape)} is no batch of images: give (B, 3, H, W), "
+            "colours in the second place"
+        )
+    if len(x) == 0:
+        raise InputError("the tensor holds no image")
+    if x.device != device:
+        raise InputError(
+            f"the images are on {x.device}, the model is on {device}: move one of them"
+        )
+    if x.dtype != dtype:
+        raise InputError(
+            f"the images are {x.dtype}, the model computes in {dtype}: give normalised images as "
+            f"x.to({dtype}), or a picture for vimlrp to prepare"
+        )
+    if not x.isfinite().all():
+        raise InputError("the images hold NaN or infinite values")
