@@ -363,7 +363,7 @@ class VisionMamba(nn.Module):
         with torch.no_grad():
             for name, parameter in self.layers.named_parameters():
                 if name.endswith("out_proj.weight"):
-                    parameter /= math.sqrt(depth)
+                    parameter.div_(math.sqrt(depth))
 
 
 _TOKEN_NAMES: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,6 @@ from vimlrp.composites import COMPOSITES, Composite
 from vimlrp.conservation import Conservation, check_conservation
 from vimlrp.errors import VimLRPError
 from vimlrp.explainer import Explainer, explain
-from vimlrp.models.checkpoint import load_checkpoint
 from vimlrp.relevance import Relevance
 
 __all__ = [
@@ -19,5 +18,4 @@ __all__ = [
     "VimLRPError",
     "check_conservation",
     "explain",
-    "load_checkpoint",
 ]
