@@ -264,11 +264,11 @@ def test_bilinear_follows_the_half_pixel_convention():
 
 def test_map_finer_than_the_photo_is_averaged_not_sampled():
     geometry = Geometry((8, 8), (224, 224), (0, 0, 8, 8))
-    checks = np.indices((224, 224)).sum(axis=0) % 2 * 2.0 - 1
-    picture = overlay(photo_of((8, 8)), checks, geometry, smoothing=0)
-    np.testing.assert_array_equal(
-        picture, overlay(photo_of((8, 8)), checks * 0, geometry, smoothing=0)
-    )
+    relevance = np.zeros((224, 224), np.float32)
+    relevance[3, 59] = 28 * 28  # alone in its pixel of the photo, far from the pixel's centre
+    picture = overlay(photo_of((8, 8)), relevance, geometry, limit=1, smoothing=0, opacity=1)
+    np.testing.assert_array_equal(picture[0, 2], colourise(np.ones((1, 1)))[0, 0])
+    assert np.count_nonzero(warmth(picture)) == 1
 
 
 @settings(deadline=None, max_examples=60)

@@ -173,7 +173,8 @@ def overlay(
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity is {opacity}; give a share within 0 and 1.")
     shown = _smoothed(_one_map(relevance), geometry, smoothing)
-    share = _placed(_share(shown, _limit(limit, shown)), geometry, interpolation)  # (H, W)
+    # Clipped to the limit only after cells are mixed, or the mixture would be wrong.
+    share = _share(_placed(shown, geometry, interpolation), _limit(limit, shown))  # (H, W)
     base = _greyed(pixels)
     # Weak relevance is a thin layer of a plain colour, not of a pale one, which would veil the
     # photo; the power lifts it above the texture.
@@ -325,13 +326,13 @@ def _blur(values: NDArray[np.float32], sigmas: tuple[float, float]) -> NDArray[n
 
 
 def _placed(
-    share: NDArray[np.float32], geometry: Geometry, interpolation: str
+    values: NDArray[np.float32], geometry: Geometry, interpolation: str
 ) -> NDArray[np.float32]:
     if interpolation not in _INTERPOLATIONS:
         raise InputError(f"interpolation is {interpolation!r}; give 'bilinear' or 'nearest'.")
-    share = _not_finer_than_the_photo(share, geometry)
+    values = _not_finer_than_the_photo(values, geometry)
     left, top, right, bottom = geometry.box
-    step_x, step_y = share.shape[1] / (right - left), share.shape[0] / (bottom - top)
+    step_x, step_y = values.shape[1] / (right - left), values.shape[0] / (bottom - top)
     # From the centre of a pixel of the photo to cells, both counted from their centres.
     to_cell = np.array(
         [
@@ -340,7 +341,7 @@ def _placed(
         ]
     )
     placed = cv2.warpAffine(
-        share,
+        values,
         to_cell,
         geometry.source[::-1],
         flags=_INTERPOLATIONS[interpolation] | cv2.WARP_INVERSE_MAP,
@@ -350,15 +351,15 @@ def _placed(
 
 
 def _not_finer_than_the_photo(
-    share: NDArray[np.float32], geometry: Geometry
+    values: NDArray[np.float32], geometry: Geometry
 ) -> NDArray[np.float32]:
     # Sampling would skip cells where several fall into one pixel of a small photo.
     left, top, right, bottom = geometry.box
-    rows = min(share.shape[0], max(1, round(bottom - top)))
-    columns = min(share.shape[1], max(1, round(right - left)))
-    if (rows, columns) == share.shape:
-        return share
-    shrunk = cv2.resize(share, (columns, rows), interpolation=cv2.INTER_AREA)
+    rows = min(values.shape[0], max(1, round(bottom - top)))
+    columns = min(values.shape[1], max(1, round(right - left)))
+    if (rows, columns) == values.shape:
+        return values
+    shrunk = cv2.resize(values, (columns, rows), interpolation=cv2.INTER_AREA)
     return shrunk.astype(np.float32, copy=False)
 
 
