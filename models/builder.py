@@ -1,16 +1,24 @@
-"""Building models through timm: configurations, and weights that ship in the package."""
+"""Building models through timm: configurations, and weights from the package or the hub."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg
-from torch import nn
+from timm.models import build_model_with_cfg, load_pretrained
+from torch import Tensor, nn
+from vimlrp.models.reading import read_weights
+
+from vimlrp.errors import CheckpointError
 
 __all__ = ["build", "bundled_path", "vision_cfg"]
 
 Model = TypeVar("Model", bound=nn.Module)
+Fit = Callable[..., dict[str, Tensor]]
 
 
 def bundled_path(name: str) -> str:
@@ -43,11 +51,15 @@ def build(
     model_class: type[Model],
     variant: str,
     pretrained: bool,
-    fit: Callable[..., dict[str, Any]],
+    fit: Fit,
     config: dict[str, Any],
     overrides: dict[str, Any],
 ) -> Model:
     """Build a registered variant with its weights, if asked for.
+
+    Weights come from where timm's pretrained configuration says: a file (those in the package
+    are given so), else a file on the Hugging Face hub, which stays in the hub's cache. As in timm,
+    another number of classes or of input channels adapts them.
 
     Args:
         model_class: The model.
@@ -56,8 +68,80 @@ def build(
         fit: Fits a state_dict to the model.
         config: Arguments of the variant.
         overrides: Arguments of the caller, which win.
+
+    Raises:
+        CheckpointError: If the weights are absent, out of reach, damaged or do not fit.
     """
-    model: Model = build_model_with_cfg(
-        model_class, variant, pretrained, pretrained_filter_fn=fit, **{**config, **overrides}
-    )
+    arguments = {**config, **overrides}
+    model: Model = build_model_with_cfg(model_class, variant, False, **arguments)
+    if pretrained:
+        _load(model, variant, fit, arguments.get("in_chans", 3), arguments.get("cache_dir"))
     return model
+
+
+def _load(model: nn.Module, variant: str, fit: Fit, channels: int, cache: str | None) -> None:
+    config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    file = _weight_file(config, variant, cache)
+    if file is not None:
+        # timm's own reader prefers a moving average in a file, but not in one from the hub.
+        config |= {"state_dict": read_weights(file).tensors, "source": ""}
+    classes: Any = model.num_classes
+    try:
+        load_pretrained(model, config, classes, channels, filter_fn=fit, cache_dir=cache)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file or variant} does not fit {variant}: {error}") from error
+
+
+def _weight_file(config: dict[str, Any], variant: str, cache: str | None) -> str | None:
+    """The file with the weights, or None where timm loads them from a source of its own."""
+    if config.get("state_dict") or config.get("source") == "local-dir":
+        return None
+    if config.get("file"):
+        return _present(config["file"], variant)
+    if config.get("hf_hub_id"):
+        name = config.get("hf_hub_filename") or "model.safetensors"
+        return _fetch(config["hf_hub_id"], name, cache)
+    if config.get("url"):
+        return None
+    raise CheckpointError(
+        f"there are no pretrained weights for {variant}: create it with pretrained=False, and "
+        "load your own with vimlrp.load_checkpoint(model, path)"
+    )
+
+
+def _present(file: str, variant: str) -> str:
+    path = Path(file)
+    if not path.is_file() and path.parent == Path(bundled_path("")):
+        raise CheckpointError(
+            f"the weights of {variant} belong to the package, but {file} is missing: install "
+            "vimlrp again, or load other weights with vimlrp.load_checkpoint(model, path)"
+        )
+    return file
+
+
+def _fetch(repository: str, name: str, cache: str | None) -> str:
+    """The path of a hub file in the local cache, where it is put if need be.
+
+    `hf_hub_download` asks for a file it does not have for up to six minutes where the hub cannot
+    be reached. So the cache is asked first, and then the hub once, with its usual timeout of ten
+    seconds (HF_HUB_ETAG_TIMEOUT).
+    """
+    repo, _, revision = repository.partition("@")
+    arguments: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
+    with suppress(LocalEntryNotFoundError):
+        return hf_hub_download(repo, name, local_files_only=True, **arguments)
+    address = hf_hub_url(repo, name, revision=revision or None)
+    try:
+        get_hf_file_metadata(address)
+        return hf_hub_download(repo, name, **arguments)
+    except Exception as error:
+        # The hub's client raises those of its HTTP library, which changes between versions.
+        raise CheckpointError(
+            f"cannot get {name} from {repo} on Hugging Face ({_first_line(error)}): download "
+            f"{address} where that works, create the model with pretrained=False and call "
+            f"vimlrp.load_checkpoint(model, {name!r})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

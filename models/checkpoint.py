@@ -1,0 +1,202 @@
+"""Loading weight files into models, whole or not at all."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+from vimlrp.models.reading import WeightFile, Weights, read_weights
+from vimlrp.models.vim import VisionMamba, fit_state_dict
+
+from vimlrp.errors import CheckpointError
+
+__all__ = ["LoadedCheckpoint", "load_checkpoint"]
+
+_HEAD = ("head.weight", "head.bias")
+_POSITION = "pos_embed"
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """What `load_checkpoint` did.
+
+    Args:
+        path: The file.
+        entry: The entry of the file that was taken, such as "model" or "model_ema"; "" where the
+            file is a bare state_dict.
+        tensors: How many tensors were copied into the model.
+        interpolated: Whether the position embedding came from another grid of patches.
+        missing: Tensors of the model that kept their values; none unless `strict=False`.
+        unexpected: Tensors of the file that were left out; none unless `strict=False`.
+    """
+
+    path: Path
+    entry: str
+    tensors: int
+    interpolated: bool
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """How the tensors of a file lie to those of a model.
+
+    Args:
+        missing: In the model alone.
+        unexpected: In the file alone.
+        reshaped: In both, with the shape in the file and in the model.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: dict[str, tuple[torch.Size, torch.Size]]
+
+    @classmethod
+    def of(cls, state: dict[str, Tensor], model: dict[str, Tensor]) -> "_Comparison":
+        """Compare names and shapes."""
+        both = [key for key in model if key in state]
+        shapes = {key: (state[key].shape, model[key].shape) for key in both}
+        return cls(
+            tuple(key for key in model if key not in state),
+            tuple(key for key in state if key not in model),
+            {key: pair for key, pair in shapes.items() if pair[0] != pair[1]},
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.reshaped)
+
+    def only(self, *names: str) -> bool:
+        """Whether nothing but the named tensors differs."""
+        return set(names).issuperset((*self.missing, *self.unexpected, *self.reshaped))
+
+
+def load_checkpoint(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    weights: Weights = "auto",
+    strict: bool = True,
+) -> LoadedCheckpoint:
+    """Load an official checkpoint, a state_dict or a safetensors file into a model.
+
+    Nothing in the file is executed, and where loading fails the model keeps every weight. Keys may
+    carry the prefix of DistributedDataParallel; float16 and bfloat16 become the model's type; the
+    position embedding of another square grid is interpolated.
+
+    Vim's training checkpoints hold the trained weights (`model`) and their moving average
+    (`model_ema`). "auto" takes the trained ones. The published accuracy of Vim-B is reported for
+    its moving average: `weights="model_ema"`.
+
+    Example:
+        >>> model = timm.create_model("vim_tiny_patch16_224")  # doctest: +SKIP
+        >>> vimlrp.load_checkpoint(model, "vim_t_midclstok_76p1acc.pth").tensors  # doctest: +SKIP
+        415
+
+    Args:
+        model: A model of the file's architecture, changed in place.
+        path: The file.
+        weights: Which weights of a training checkpoint to take.
+        strict: Demand that file and model hold the same tensors. Otherwise those that fit are
+            loaded, and the result names the rest.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, unsafe, or does not fit the model.
+    """
+    file = read_weights(path, weights)
+    target = model.state_dict()
+    state = fit_state_dict(file.tensors, model) if isinstance(model, VisionMamba) else file.tensors
+    difference = _Comparison.of(state, target)
+    if strict and difference:
+        raise CheckpointError(_explain(file, difference, model))
+    fitting = {k: v for k, v in state.items() if k in target and k not in difference.reshaped}
+    _check_values(file, fitting, target)
+    model.load_state_dict(fitting, strict=False)
+    return LoadedCheckpoint(
+        path=file.path,
+        entry=file.entry,
+        tensors=len(fitting),
+        interpolated=_POSITION in fitting and fitting[_POSITION] is not file.tensors[_POSITION],
+        missing=(*difference.missing, *difference.reshaped),
+        unexpected=(*difference.unexpected, *difference.reshaped),
+    )
+
+
+def _check_values(file: WeightFile, state: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    if not state:
+        raise CheckpointError(f"{file.path} holds no tensor that fits this model")
+    for key, value in state.items():
+        if value.is_floating_point() != target[key].is_floating_point():
+            raise CheckpointError(
+                f"{file.path}: {key} is {value.dtype}, where the model has {target[key].dtype}; "
+                "quantised weights are not supported, give floating-point ones"
+            )
+
+
+def _explain(file: WeightFile, difference: _Comparison, model: nn.Module) -> str:
+    """Say why a file does not fit a model and what to do."""
+    if difference.only(*_HEAD) and "head.weight" in difference.reshaped:
+        theirs, ours = (shape[0] for shape in difference.reshaped["head.weight"])
+        return (
+            f"{file.path} classifies into {theirs} classes, the model into {ours}: create the "
+            f"model with num_classes={theirs} (model.reset_classifier({ours}) afterwards gives a "
+            "fresh head), or load all but the head with strict=False"
+        )
+    lines = [f"{file.path} is of another architecture than this {type(model).__name__}:"]
+    lines += _differences(difference)
+    lines.append(_advice(file.tensors))
+    return "\n".join(lines)
+
+
+def _differences(difference: _Comparison, most: int = 4) -> list[str]:
+    reshaped = [
+        f"{key}: {tuple(theirs)} in the file, {tuple(ours)} in the model"
+        for key, (theirs, ours) in difference.reshaped.items()
+    ]
+    more = [f"and {len(reshaped) - most} more"] if len(reshaped) > most else []
+    groups = {
+        "the file lacks": _grouped(difference.missing, most),
+        "the model has no": _grouped(difference.unexpected, most),
+        "of another shape": [*reshaped[:most], *more],
+    }
+    counts = (len(difference.missing), len(difference.unexpected), len(reshaped))
+    return [
+        f"  {title} ({count} tensors): {'; '.join(entries)}"
+        for (title, entries), count in zip(groups.items(), counts, strict=True)
+        if entries
+    ]
+
+
+def _grouped(keys: Iterable[str], most: int) -> list[str]:
+    """Names that differ in a number alone become one, with their count."""
+    counts = Counter(re.sub(r"\.\d+\.", ".*.", key) for key in keys)
+    shown = [f"{name} x{n}" if n > 1 else name for name, n in counts.most_common(most)]
+    rest = sum(counts.values()) - sum(n for _, n in counts.most_common(most))
+    return [*shown, f"and {rest} more"] if rest else shown
+
+
+def _advice(state: dict[str, Tensor]) -> str:
+    """Name the registered variant that the file fits, if there is one."""
+    head = state.get("head.weight")
+    classes = "" if head is None or len(head) == 1000 else f", num_classes={len(head)}"
+    for name in _variants():
+        with torch.device("meta"):
+            variant = timm.create_model(name).state_dict()
+        difference = _Comparison.of(state, variant)
+        if difference.only(*_HEAD) and head is not None:
+            return f"it fits timm.create_model({name!r}{classes}): create that model instead"
+    return "it fits no registered model; `vimlrp models` lists them"
+
+
+def _variants() -> list[str]:
+    """The registered models of this package; timm's own would take minutes to try."""
+    return [
+        name
+        for name in timm.list_models()
+        if timm.models.model_entrypoint(name).__module__.startswith("vimlrp.models")
+    ]
