@@ -224,7 +224,7 @@ class VisionMamba(nn.Module):
         self.token_sum = TokenSum()
         self.pos_drop = nn.Dropout(pos_drop_rate)
         mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "divide_out": divide_out}
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.layers = nn.ModuleList(
             Block(embed_dim, rate, eps, **mixer) for rate in [0.0, *rates[:-1]]
         )

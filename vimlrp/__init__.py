@@ -7,6 +7,7 @@ from vimlrp.composites import COMPOSITES, Composite
 from vimlrp.conservation import Conservation, check_conservation
 from vimlrp.errors import VimLRPError
 from vimlrp.explainer import Explainer, explain
+from vimlrp.models.checkpoint import load_checkpoint
 from vimlrp.relevance import Relevance
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "VimLRPError",
     "check_conservation",
     "explain",
+    "load_checkpoint",
 ]

@@ -72,5 +72,17 @@ class Account:
         lines = []
         for sample in range(len(self.target)):
             lines.append(f"target {float(self.target[sample]):+.4f}")
-            lines += [f"  {k:<24} {v:+10.4f} {s:+8.1%}" for k, v, s in self.rows(sample)]
+            lines += [f"  {line}" for line in self.lines(sample)]
         return "\n".join(lines)
+
+    def lines(self, sample: int) -> list[str]:
+        """The rows of one sample's account as aligned text.
+
+        Args:
+            sample: Its index in the batch.
+        """
+        # Adding 0.0 turns a rounded -0.0 into 0.0.
+        return [
+            f"{part:<24} {round(value, 4) + 0.0:+10.4f} {100 * (round(share, 3) + 0.0):+8.1f} %"
+            for part, value, share in self.rows(sample)
+        ]

@@ -17,7 +17,7 @@ from vimlrp.preprocessing import Geometry, Preprocessing, denormalise
 
 __all__ = ["Batch", "Images", "Source", "batches", "device_and_dtype", "preprocessing_of"]
 
-Image_ = str | Path | Image.Image | NDArray[Any]
+Image_ = str | Path | Image.Image | NDArray[Any] | Photo
 Images = Image_ | Sequence[Image_] | Tensor
 
 
@@ -96,7 +96,7 @@ def batches(images: Images, model: nn.Module, size: int | None) -> Iterator[Batc
     if isinstance(images, Tensor):
         yield from _tensor_batches(images, model, size)
         return
-    single = isinstance(images, str | Path | Image.Image | np.ndarray)
+    single = isinstance(images, str | Path | Image.Image | np.ndarray | Photo)
     pictures: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
     _check_pictures(pictures)
     step = size or 16

@@ -1,0 +1,5 @@
+"""`python -m vimlrp.cli`."""
+
+from vimlrp.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""`vimlrp models`: what can be created by name."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import click
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["model_names", "models"]
+
+
+_FAMILIES = ("vim",)
+
+
+def model_names() -> list[str]:
+    """The names of vimlrp's models, with the tag of their weights where they have some."""
+    names = [n for family in _FAMILIES for n in timm.list_models(module=family, include_tags=True)]
+    return [name.removesuffix(".untrained") for name in names]
+
+
+@click.command()
+@click.argument("pattern", default="*")
+def models(pattern: str) -> None:
+    """List the models: size, input, and where their weights are.
+
+    PATTERN selects names, for example 'vim_tiny*'.
+    """
+    table = Table(box=None, pad_edge=False)
+    for heading, side in (("model", "left"), ("parameters", "right"), ("input", "right")):
+        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("weights (in the package, or on Hugging Face)", overflow="fold")
+    for name in _matching(pattern):
+        table.add_row(*_row(name))
+    Console().print(table)
+
+
+def _matching(pattern: str) -> list[str]:
+    found = [name for name in model_names() if fnmatchcase(name, pattern)]
+    if not found:
+        raise click.ClickException(f"no model matches {pattern!r}; 'vimlrp models' lists them all")
+    return found
+
+
+def _row(name: str) -> tuple[str, str, str, str]:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    _, height, width = model.pretrained_cfg["input_size"]
+    return name, f"{count / 1e6:.1f} M", f"{height} x {width}", weights_of(model.pretrained_cfg)
+
+
+def weights_of(config: dict[str, Any]) -> str:
+    """Where the weights of a model come from.
+
+    Args:
+        config: Its pretrained configuration.
+    """
+    file = config.get("file")
+    if file:
+        return "in the package" if Path(file).is_file() else "missing from the package"
+    if config.get("hf_hub_id"):
+        return f"{config['hf_hub_id']}"
+    return "none"
