@@ -42,7 +42,7 @@ DEFICIENCIES = {
     ],
 }
 RAMP = np.linspace(-1, 1, 255, dtype=np.float32)[None]  # one value a colour of the table
-maps = arrays(np.float32, (5, 7), elements=st.floats(-(2.0**99), 2.0**99, width=32))
+maps = arrays(np.float32, (6, 9), elements=st.integers(-1000, 1000).map(float))
 
 
 def lab(rgb):
@@ -117,7 +117,7 @@ def test_constant_map_has_the_colour_of_its_limit(value):
     assert (picture == colourise(np.array([[np.sign(value)]]), limit=1.0)[0, 0]).all()
 
 
-@given(maps, st.floats(1e-3, 1e3))
+@given(maps, st.floats(1e-30, 1e30))
 def test_colours_depend_on_the_share_of_the_limit_alone(relevance, factor):
     limit = scale_of(relevance)
     np.testing.assert_array_equal(colourise(relevance), colourise(relevance, limit))
@@ -182,10 +182,10 @@ def test_the_simulation_would_catch_red_and_green():
     assert np.linalg.norm(red - green) < 20 * 2.3
 
 
-@given(arrays(np.float32, (6, 9), elements=st.floats(-100, 100, width=32)), st.floats(0.3, 6))
+@given(maps, st.floats(0.3, 6))
 def test_smoothing_keeps_the_sum_and_never_grows_the_extremes(relevance, sigma):
     smoothed = smooth(relevance, sigma)
-    assert smoothed.sum() == pytest.approx(relevance.sum(), abs=1e-2)
+    assert smoothed.sum() == pytest.approx(relevance.sum(), abs=0.1)
     assert scale_of(smoothed) <= scale_of(relevance) * (1 + 1e-5)
 
 
