@@ -2,9 +2,7 @@
 
 import click
 
-from vimlrp.cli.doctor import doctor
-from vimlrp.cli.explain import explain
-from vimlrp.cli.models import models
+from vimlrp.cli import doctor, explain, models
 
 __all__ = ["main"]
 
@@ -15,6 +13,5 @@ def main() -> None:
     """Explain Vision Mamba image classifiers."""
 
 
-main.add_command(explain)
-main.add_command(models)
-main.add_command(doctor)
+for _module in (explain, models, doctor):
+    main.add_command(_module.command)

@@ -16,7 +16,7 @@ from vimlrp.cli.models import model_names, weights_of
 from vimlrp.kernels import backends
 from vimlrp.kernels.backends import VARIABLE, choose
 
-__all__ = ["doctor"]
+__all__ = ["command"]
 
 _PACKAGES = ("vimlrp", "torch", "torchvision", "timm", "opencv-python", "numpy")
 _EXTRAS = (
@@ -28,8 +28,8 @@ _EXTRAS = (
 Line = tuple[str, bool | None, str]
 
 
-@click.command()
-def doctor() -> None:
+@click.command("doctor")
+def command() -> None:
     """Say which kernels, devices, weights and extras are usable here, and why not."""
     console = Console()
     for title, lines in (

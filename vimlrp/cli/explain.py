@@ -23,7 +23,7 @@ from vimlrp.photos import Photo, find_photos, read_photo
 from vimlrp.relevance import Relevance
 from vimlrp.targets import Target
 
-__all__ = ["explain"]
+__all__ = ["command"]
 
 DEFAULT_MODEL = "vim_nano_patch16_224.imagenette"
 
@@ -36,7 +36,7 @@ class _Tally:
     failed: int = 0
 
 
-@click.command(no_args_is_help=True)
+@click.command("explain", no_args_is_help=True)
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--model", "name", default=DEFAULT_MODEL, show_default=True, help="See 'vimlrp models'."
@@ -66,7 +66,7 @@ class _Tally:
     "--out", type=click.Path(path_type=Path), default=Path("explanations"), show_default=True
 )
 @click.option("--overwrite", is_flag=True, help="Replace explanations that are there.")
-def explain(
+def command(
     photos: tuple[Path, ...],
     name: str,
     checkpoint: Path | None,

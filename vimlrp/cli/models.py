@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["model_names", "models"]
+__all__ = ["command", "model_names", "weights_of"]
 
 
 _FAMILIES = ("vim",)
@@ -22,17 +22,19 @@ def model_names() -> list[str]:
     return [name.removesuffix(".untrained") for name in names]
 
 
-@click.command()
+@click.command("models")
 @click.argument("pattern", default="*")
-def models(pattern: str) -> None:
-    """List the models: size, input, and where their weights are.
+def command(pattern: str) -> None:
+    """List the models: parameters, input in pixels, and where their weights are.
+
+    Weights are in the package, or in the repository named on Hugging Face.
 
     PATTERN selects names, for example 'vim_tiny*'.
     """
     table = Table(box=None, pad_edge=False)
-    for heading, side in (("model", "left"), ("parameters", "right"), ("input", "right")):
+    for heading, side in (("model", "left"), ("size", "right"), ("input", "right")):
         table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("weights (in the package, or on Hugging Face)", overflow="fold")
+    table.add_column("weights", overflow="fold")
     for name in _matching(pattern):
         table.add_row(*_row(name))
     Console().print(table)
