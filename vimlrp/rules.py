@@ -6,12 +6,14 @@ times gradient is the relevance. Equation numbers are those of MambaLRP (Jafari 
 printed and put into a composite.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from vimlrp.errors import CompositeError
 from vimlrp.propagation import share_product, with_gradient_of
 from vimlrp.tracing import InputRecord, active, at_least_float32, constant
 
@@ -110,6 +112,10 @@ class ConstantFactors(Rule):
     factors: tuple[str, ...] = ("A", "B", "C")
     kinds = frozenset({"scan"})
 
+    def __post_init__(self) -> None:
+        if not set(self.factors) <= {"A", "B", "C"}:
+            raise CompositeError(f"{self} names factors that are not among A, B and C")
+
     @property
     def free(self) -> tuple[str, ...]:
         """Those that are not held constant, and u."""
@@ -192,6 +198,10 @@ class Epsilon(AffineRule):
 
     epsilon: float = 1e-6
 
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < math.inf:
+            raise CompositeError(f"{self} needs an epsilon above 0; the rule without one is Zero")
+
     def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Scale the gradient of W x + b by z / (z + epsilon sign z)."""
         z = site.linear(x, weight) if bias is None else site.linear(x, weight) + bias
@@ -219,6 +229,10 @@ class Gamma(AffineRule):
     """
 
     gamma: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < math.inf:
+            raise CompositeError(f"{self} needs a finite gamma of 0 or more")
 
     def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Carry the gradient of z through the denominator, scaled by z over it."""

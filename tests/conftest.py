@@ -1,0 +1,29 @@
+"""Models that many tests read and none changes."""
+
+import pytest
+import timm
+import torch
+from helpers import enliven, small_vim
+
+import vimlrp  # noqa: F401  (registers the models)
+
+
+@pytest.fixture(scope="session")
+def vim():
+    """Float64, two blocks, biases and all branches alive."""
+    return small_vim()
+
+
+@pytest.fixture(scope="session")
+def bias_free_vim():
+    """The same without biases, but that of the step size."""
+    return small_vim(biases=False)
+
+
+@pytest.fixture(scope="session")
+def registered_vim():
+    """The registered test model in float32."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vim", num_classes=10).eval()
+    enliven(model)
+    return model
