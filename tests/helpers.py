@@ -93,7 +93,9 @@ class OnePatch(nn.Module):
 
     def forward(self, x):
         patches = self.proj(x).flatten(2).transpose(1, 2)
-        tokens = self.token_sum(patches, patches[:, :0].detach(), None, self.layout)
+        tokens = self.token_sum(
+            patches, patches.new_zeros(len(x), 0, patches.shape[2]), None, self.layout
+        )
         return self.head(tokens[:, 0])
 
 
