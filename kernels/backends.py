@@ -44,6 +44,8 @@ def backends() -> tuple[Backend, ...]:
     )
 
 
+# The choice is fixed for a compiled graph, so torch.compile need not look inside.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that a call gets.
 

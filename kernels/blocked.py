@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from vimlrp.kernels.order import visited
 from vimlrp.kernels.reference import compute_dtype
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+
 from vimlrp.kernels.blocked import Scan, contract, input_gradient
 from vimlrp.kernels.reference import compute_dtype
 

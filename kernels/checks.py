@@ -3,10 +3,10 @@
 from collections.abc import Collection
 
 from torch import Tensor
-from vimlrp.kernels.order import ScanOrder
-from vimlrp.kernels.reference import FACTORS
 
 from vimlrp.errors import KernelError
+from vimlrp.kernels.order import ScanOrder
+from vimlrp.kernels.reference import FACTORS
 
 __all__ = ["check_tensors", "factor_set"]
 

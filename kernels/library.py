@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
 from vimlrp.kernels import blocked, blocked_full
 
 __all__ = ["scan"]
@@ -53,7 +54,7 @@ def scan(
     """
     if dt.numel() == 0:
         return _empty_output(u, dt)
-    return _implementation(backend).forward(u, dt, A, B, C, D, index, reverse)
+    return _implementation(backend).forward(u, dt, A, B, C, D, index, reverse).contiguous()
 
 
 @torch.library.custom_op("vimlrp::selective_scan_relevance", mutates_args=())
@@ -72,7 +73,8 @@ def relevance(
     """The gradient to u with every factor constant, as in `blocked.input_backward`."""
     if dy.numel() == 0:
         return _empty_input(dy, shared)
-    return _implementation(backend).input_backward(dy, dt, A, B, C, D, index, reverse, shared)
+    run = _implementation(backend).input_backward
+    return run(dy, dt, A, B, C, D, index, reverse, shared).contiguous()
 
 
 @torch.library.custom_op("vimlrp::selective_scan_gradient", mutates_args=())
@@ -98,7 +100,8 @@ def gradient(
     *first, dD = _implementation(backend).full_backward(
         dy, u, dt, A, B, C, D, index, reverse, factors
     )
-    du, ddt, dA, dB, dC = (x for x in first if x is not None)
+    # The strides are a promise to the compiler, made by the fake kernel.
+    du, ddt, dA, dB, dC = (x.contiguous() for x in first if x is not None)
     return du, ddt, dA, dB, dC, A.new_empty(0) if dD is None else dD
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from torch import Tensor
+
 from vimlrp.kernels import library, reference
 from vimlrp.kernels.backends import choose
 from vimlrp.kernels.checks import check_tensors, factor_set

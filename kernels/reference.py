@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+
 from vimlrp.kernels.order import visited
 
 __all__ = ["FACTORS", "compute_dtype", "scan"]

@@ -9,7 +9,7 @@ them would otherwise be most of the time.
 # A program's arguments are traced into pointers and scalars; Python types say nothing about them,
 # and its `if` on a constant must stay apart from one on a value.
 # ruff: noqa: ANN001, ANN201, ANN202, SIM102
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import triton
 import triton.language as tl
