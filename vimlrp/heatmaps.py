@@ -1,4 +1,4 @@
-"""Draw signed relevance: zero-centred colours, on the photo where it belongs, with its scale.
+"""Draw signed relevance: zero-centred colours, on the photo where it belongs.
 
 Red speaks for the class, blue against it, and zero is exactly `NEUTRAL`. Both arms pass through
 the same lightness and chroma, so neither looks stronger than the other, and differ in hue along
@@ -7,8 +7,6 @@ red and blue, which the common kinds of colour blindness keep apart.
 Drawing never changes a number: smoothing, limits and opacity only make the picture.
 """
 
-import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +22,9 @@ from vimlrp.preprocessing import Geometry
 __all__ = [
     "NEUTRAL",
     "PIXEL_SMOOTHING",
+    "check_picture",
     "colourise",
-    "legend",
     "overlay",
-    "panel",
     "scale_of",
     "smooth",
     "write_png",
@@ -46,8 +43,6 @@ _CHROMA = (0.0, 38.0, 60.0)
 _HUES_FOR, _HUES_AGAINST = (38.0, 36.0, 30.0), (270.0, 272.0, 287.0)  # degrees
 
 _INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
-_INK = (40, 40, 40)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def _arm(hues: tuple[float, ...]) -> Picture:
@@ -169,7 +164,7 @@ def overlay(
         InputError: The photo and the geometry disagree, the relevance is not one finite map, or
             an option is out of its range.
     """
-    _check_picture(pixels, geometry)
+    check_picture(pixels, geometry)
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity is {opacity}; give a share within 0 and 1.")
     shown = _smoothed(_one_map(relevance), geometry, smoothing)
@@ -184,69 +179,6 @@ def overlay(
     return _mark_unseen(picture, pixels, geometry)
 
 
-def legend(limit: float, *, width: int = 360, caption: str = "relevance") -> Picture:
-    """Draw the colour scale with its limits.
-
-    Args:
-        limit: The |relevance| in full colour, as given to the pictures it belongs to.
-        width: Of the picture, at least 160 pixels.
-        caption: What the colours measure.
-
-    Returns:
-        # (height, width, 3) in RGB on white; the height follows the text.
-
-    Raises:
-        InputError: The limit is negative or not finite, or the width is too small.
-    """
-    if width < 160:
-        raise InputError(f"The legend is {width} pixels wide; give 160 or more.")
-    limit = _limit(limit, np.zeros((1, 1), np.float32))
-    canvas = _white(72, width)
-    canvas[26:40, 24 : width - 24] = _TABLE[np.linspace(0, 254, width - 48).round().astype(int)]
-    cv2.rectangle(canvas, (24, 26), (width - 25, 39), _INK, 1)
-    _write(canvas, caption, centre=width / 2, baseline=17)
-    for value, x in ((-limit, 24.0), (0.0, width / 2), (limit, width - 24.0)):
-        _write(canvas, f"{value:+.3g}" if value else "0", centre=x, baseline=58, size=0.42)
-    return canvas
-
-
-def panel(
-    images: Sequence[Picture],
-    captions: Sequence[str] | None = None,
-    *,
-    height: int = 320,
-    limit: float | None = None,
-    caption: str = "relevance",
-) -> Picture:
-    """Lay pictures side by side on white, at one height, each over its caption.
-
-    Args:
-        images: # (H, W, 3) each, in RGB, of any sizes.
-        captions: One a picture; more lines are parted by a newline.
-        height: Of every picture, in pixels.
-        limit: If given, the `legend` of this scale comes below.
-        caption: The caption of the legend.
-
-    Raises:
-        InputError: No pictures, not such pictures, or not one caption each.
-    """
-    captions = [""] * len(images) if captions is None else captions
-    if not images or len(images) != len(captions):
-        raise InputError(
-            f"The panel got {len(images)} images and {len(captions)} captions; give one or more "
-            "images and as many captions."
-        )
-    lines = max(len(text.splitlines()) for text in captions)
-    tiles = [
-        _tile(image, text, height, lines) for image, text in zip(images, captions, strict=True)
-    ]
-    margin = ((12, 0), (6, 6), (0, 0))
-    row = np.concatenate([np.pad(tile, margin, constant_values=255) for tile in tiles], axis=1)
-    if limit is None:
-        return row
-    return _stacked(row, legend(limit, width=min(420, max(160, row.shape[1])), caption=caption))
-
-
 def write_png(path: str | Path, image: Picture) -> Path:
     """Write a picture, # (H, W, 3) in RGB or (H, W) grey, to a PNG file in one step.
 
@@ -254,7 +186,7 @@ def write_png(path: str | Path, image: Picture) -> Path:
         InputError: Not such a picture, or `path` is a folder.
     """
     if image.ndim == 3:
-        _check_picture(image)
+        check_picture(image)
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR).astype(np.uint8)
     elif image.dtype != np.uint8 or image.ndim != 2 or image.size == 0:
         raise InputError(f"Cannot write {image.dtype} of shape {image.shape} as a picture.")
@@ -390,7 +322,16 @@ def _outlined(picture: Picture, seen: NDArray[np.bool_], thickness: int) -> Pict
     return np.where(frame[..., None], np.uint8(255), picture)
 
 
-def _check_picture(pixels: Picture, geometry: Geometry | None = None) -> None:
+def check_picture(pixels: Picture, geometry: Geometry | None = None) -> None:
+    """Refuse what is no picture (H, W, 3) of uint8, or not the photo of a geometry.
+
+    Args:
+        pixels: The picture.
+        geometry: Whose photo it should be.
+
+    Raises:
+        InputError: It is not.
+    """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise InputError(
             f"The picture is {pixels.dtype} of shape {pixels.shape}; give uint8 of shape (H, W, 3)."
@@ -400,48 +341,3 @@ def _check_picture(pixels: Picture, geometry: Geometry | None = None) -> None:
             f"The photo has shape {pixels.shape}, but the geometry belongs to one of "
             f"{geometry.source[0]} x {geometry.source[1]}; give both from the same photo."
         )
-
-
-def _white(height: int, width: int) -> Picture:
-    return np.full((height, width, 3), 255, np.uint8)
-
-
-def _write(canvas: Picture, text: str, *, centre: float, baseline: int, size: float = 0.48) -> None:
-    # OpenCV's own fonts have ASCII alone, so accents are dropped and the rest is marked.
-    plain = unicodedata.normalize("NFKD", text)
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    plain = plain.encode("ascii", "replace").decode()
-    while _text_width(plain, size) > canvas.shape[1] and len(plain) > 3:
-        plain = plain.removesuffix("...")[:-1] + "..."
-    left = round(centre - _text_width(plain, size) / 2)
-    left = max(0, min(left, canvas.shape[1] - _text_width(plain, size)))
-    cv2.putText(canvas, plain, (left, baseline), _FONT, size, _INK, 1, cv2.LINE_AA)
-
-
-def _text_width(text: str, size: float) -> int:
-    return cv2.getTextSize(text, _FONT, size, 1)[0][0]
-
-
-def _tile(image: Picture, text: str, height: int, lines: int) -> Picture:
-    _check_picture(image)
-    factor = height / image.shape[0]
-    # What is enlarged that much is a map of cells, whose edges should stay.
-    enlarging = cv2.INTER_NEAREST if factor >= 4 else cv2.INTER_CUBIC
-    size = (max(1, round(image.shape[1] * factor)), height)
-    resized = cv2.resize(
-        image, size, interpolation=cv2.INTER_AREA if factor < 1 else enlarging
-    ).astype(np.uint8, copy=False)
-    below = _white(20 * lines + 12, size[0])
-    for number, line in enumerate(text.splitlines()):
-        _write(below, line, centre=size[0] / 2, baseline=20 * (number + 1))
-    return np.concatenate([resized, below])
-
-
-def _stacked(above: Picture, below: Picture) -> Picture:
-    width = max(above.shape[1], below.shape[1])
-    rows = []
-    for image in (above, below):
-        spare = width - image.shape[1]
-        sides = ((0, 0), (spare // 2, spare - spare // 2), (0, 0))
-        rows.append(np.pad(image, sides, constant_values=255))
-    return np.concatenate(rows)
