@@ -46,7 +46,8 @@ def test_writes_pictures_arrays_and_a_manifest_and_says_so(
     assert result.exit_code == 0, result.output
     folder = tmp_path / "out" / "photo"
     files = {file.name for file in folder.iterdir()}
-    assert files == {"photo.pixels.png", "photo.patches.png", "manifest.json", "relevance.npz"}
+    pictures = {f"photo.{kind}.png" for kind in ("panel", "pixels", "patches")}
+    assert files == {*pictures, "manifest.json", "relevance.npz"}
     flat = result.output.replace("\n", "")
     assert all(str(folder / name) in flat for name in files)
     assert json.loads((folder / "manifest.json").read_text())["samples"][0]["target"] == 3

@@ -15,10 +15,12 @@ from vimlrp.account import Account
 from vimlrp.errors import InputError
 from vimlrp.inputs import Source
 from vimlrp.layers import LayerRecord
+from vimlrp.panels import panel
 
 __all__ = ["Relevance"]
 
 MapKind = Literal["pixels", "patches"]
+_SMOOTHING: dict[str, float] = {"pixels": heatmaps.PIXEL_SMOOTHING, "patches": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +117,24 @@ class Relevance:
         ]
 
     def heatmap(
-        self, of: MapKind = "pixels", *, shared_scale: bool = False, smoothing: float = 0.0
+        self,
+        of: MapKind = "pixels",
+        *,
+        shared_scale: bool = False,
+        smoothing: float | None = None,
     ) -> list[NDArray[np.uint8]]:
         """Maps alone, one picture (h, w, 3) per sample: red for the target, blue against it.
 
         Args:
             of: "pixels" or "patches".
             shared_scale: One colour scale for the whole batch instead of one per sample.
-            smoothing: Sigma, in cells of the map, of a blur for display.
+            smoothing: Sigma, in cells of the map, of a blur for display; by default that of
+                `overlay`.
         """
-        maps = heatmaps.smooth(self._maps(of), smoothing)
+        values = self._maps(of)
+        maps = heatmaps.smooth(values, _SMOOTHING[of] if smoothing is None else smoothing)
         limit = heatmaps.scale_of(maps) if shared_scale else None
-        return [heatmaps.colourise(values, limit) for values in maps]
+        return [heatmaps.colourise(one, limit) for one in maps]
 
     def overlay(
         self,
@@ -148,9 +156,8 @@ class Relevance:
         """
         if not self.sources:
             raise InputError("this relevance was loaded from disk and holds no pictures to draw on")
-        maps = self._maps(of)
-        smoothing = heatmaps.PIXEL_SMOOTHING if of == "pixels" else 0.0
-        limit = heatmaps.scale_of(heatmaps.smooth(maps, smoothing)) if shared_scale else None
+        maps = heatmaps.smooth(self._maps(of), _SMOOTHING[of])
+        limit = heatmaps.scale_of(maps) if shared_scale else None
         drawn = pictures if pictures is not None else [s.picture() for s in self.sources]
         return [
             heatmaps.overlay(
@@ -159,9 +166,27 @@ class Relevance:
                 source.geometry,
                 limit=limit,
                 interpolation=interpolation,
-                smoothing=smoothing,
+                smoothing=0.0,
             )
             for picture, values, source in zip(drawn, maps, self.sources, strict=True)
+        ]
+
+    def panel(self) -> list[NDArray[np.uint8]]:
+        """Photo, pixels and patches side by side, one picture per sample.
+
+        The captions name the class explained and the |relevance| in full colour.
+        """
+        drawn = [[source.picture() for source in self.sources]]
+        captions = [[self._title(i) for i in range(len(self))]]
+        for of in ("pixels", "patches"):
+            maps = heatmaps.smooth(self._maps(of), _SMOOTHING[of])
+            drawn.append(self.overlay(of))
+            captions.append([f"{of}\nfull colour at {heatmaps.scale_of(m):.3g}" for m in maps])
+        return [
+            panel(pictures, texts)
+            for pictures, texts in zip(
+                zip(*drawn, strict=True), zip(*captions, strict=True), strict=True
+            )
         ]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -182,6 +207,14 @@ class Relevance:
             raise InputError(f"there are maps of 'pixels' and of 'patches', not of {of!r}")
         maps: Tensor = getattr(self, of)
         return np.asarray(maps.detach().float().cpu().numpy())
+
+    def _title(self, i: int) -> str:
+        name = self.sources[i].name
+        if self.target is None:
+            return f"{name}\nvalue {float(self.account.target[i]):+.3g}"
+        target = int(self.target[i])
+        probability = float(self.probabilities()[i, target])
+        return f"{name}\n{self.name_of(target)} {probability:.1%}"
 
     def _map(self, change: Any, sources: tuple[Source, ...]) -> "Relevance":
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -32,8 +32,9 @@ _FIELDS = ("pixels", "patches", "tokens", "logits", "target")
 def save(relevance: "Relevance", folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a relevance into a folder.
 
-    The folder holds `relevance.npz` (all arrays), an overlay of pixels and one of patches per
-    sample as PNG, and `manifest.json` (what was explained, the account, versions, hashes).
+    The folder holds `relevance.npz` (all arrays), for each sample an overlay of pixels, one of
+    patches and a panel of both beside the photo as PNG, and `manifest.json` (what was explained,
+    the account, versions, hashes).
 
     Args:
         relevance: What to write.
@@ -124,9 +125,14 @@ def _draw(relevance: "Relevance", folder: Path) -> list[list[str]]:
         return [[] for _ in range(len(relevance))]
     stems = _stems([source.name for source in relevance.sources])
     drawn: list[list[str]] = [[] for _ in stems]
-    for of in ("pixels", "patches"):
-        for files, stem, picture in zip(drawn, stems, relevance.overlay(of), strict=True):
-            files.append(f"{stem}.{of}.png")
+    kinds = {
+        "panel": relevance.panel(),
+        "pixels": relevance.overlay("pixels"),
+        "patches": relevance.overlay("patches"),
+    }
+    for kind, pictures in kinds.items():
+        for files, stem, picture in zip(drawn, stems, pictures, strict=True):
+            files.append(f"{stem}.{kind}.png")
             heatmaps.write_png(folder / files[-1], picture)
     return drawn
 
