@@ -32,8 +32,11 @@ class CompositeError(VimLRPError, ValueError):
     """A composite that names an unknown rule or site, or leaves a site without a rule."""
 
 
-class UnsupportedModelError(VimLRPError, TypeError):
-    """A model with an operation outside the sites, whose relevance would be silently wrong."""
+class UnsupportedModelError(VimLRPError, ValueError):
+    """A model with an operation outside the sites, whose relevance would be silently wrong.
+
+    It is no TypeError: PyTorch's operators swallow those, and the message with them.
+    """
 
 
 class CheckpointError(VimLRPError, ValueError):

@@ -15,9 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vimlrp import layers
 from vimlrp.composites import Composite
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.rules import Rule
@@ -69,6 +71,21 @@ _INDEPENDENT = frozenset(
 )
 """Read the shape of a tensor only."""
 
+_EXITS = frozenset(
+    (
+        Tensor.numpy,
+        Tensor.__array__,
+        Tensor.tolist,
+        Tensor.__dlpack__,
+        Tensor.data_ptr,
+        Tensor.data.__get__,  # type: ignore[attr-defined]
+    )
+)
+"""Ways for values to leave PyTorch, or autograd, without an operation that the dispatcher sees."""
+
+_CUSTOM = "the custom autograd Function"
+_CUT = "behind a detach() or no_grad(), which cuts the gradient,"
+
 _verdicts: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
 
 
@@ -92,14 +109,10 @@ def check_supported(model: nn.Module, x: Tensor, composite: Composite) -> None:
         return
     guard = Guard(model, x[:1])
     trace = Trace(composite.resolve(model), watcher=guard)
-    with tracing(trace), torch.enable_grad(), guard:
+    with tracing(trace), torch.enable_grad(), _Exits(guard), guard:
         logits = model(guard.image)
     guard.check_functions(logits)
-    if trace.input is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no patch embedding site, so relevance cannot reach its "
-            f"pixels; supported families: {', '.join(SUPPORTED_FAMILIES)}"
-        )
+    _check_start(model, trace, guard.image)
     if not guard.depends(logits):
         raise UnsupportedModelError(
             f"the output of {type(model).__name__} does not depend on its input through any "
@@ -108,9 +121,37 @@ def check_supported(model: nn.Module, x: Tensor, composite: Composite) -> None:
     known.add(key)
 
 
+def _check_start(model: nn.Module, trace: Trace, image: Tensor) -> None:
+    if trace.input is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no patch embedding site, so relevance cannot reach its "
+            f"pixels; supported families: {', '.join(SUPPORTED_FAMILIES)}"
+        )
+    read = trace.input.image
+    if read.shape != image.shape or not torch.equal(read, image):
+        name = next(name for name, m in model.named_modules() if m is trace.input.site)
+        raise UnsupportedModelError(
+            f"the patch embedding {name} does not read the model's input as it is, so its "
+            "relevance would lie on other pixels: move what comes before it into the preprocessing"
+        )
+
+
 def _structure(model: nn.Module) -> int:
-    modules = model.named_modules()
-    return hash(tuple((name, type(m), id(m), "forward" in vars(m)) for name, m in modules))
+    """Changes with the modules of a model, with patched forwards and with hooks."""
+    return hash(
+        tuple(
+            (name, type(m), id(m), id(vars(m).get("forward")), *_hooks(m))
+            for name, m in model.named_modules()
+        )
+    )
+
+
+def _hooks(module: nn.Module) -> Iterator[int]:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        # Other threads may be adding the hooks of their own explanations, which change nothing.
+        for hook in list(hooks.values()):
+            if getattr(hook, "__module__", None) != layers.__name__:
+                yield id(hook)
 
 
 class Guard(TorchDispatchMode):
@@ -138,6 +179,7 @@ class Guard(TorchDispatchMode):
 
     def visit(self, site: nn.Module, rule: Rule, args: tuple[Any, ...]) -> Any:
         """Let a site do what its rule says; its output depends on what its inputs depend on."""
+        self._check_site(site, args)
         self._inside += 1
         try:
             out = rule.run(site, *args)
@@ -148,6 +190,29 @@ class Guard(TorchDispatchMode):
             self._mark(out)
         self._own.update(_nodes(out, {x.grad_fn for x in args if isinstance(x, Tensor)}))
         return out
+
+    def _check_site(self, site: nn.Module, args: tuple[Any, ...]) -> None:
+        kind = str(site.kind).replace("_", " ")
+        if kind == "patch embedding" and self._started:
+            raise UnsupportedModelError(self._message("a second patch embedding"))
+        if self._started and not self._inside and self._is_cut(args, {}):
+            raise UnsupportedModelError(self._message(f"a {kind} {_CUT}"))
+
+    def check_exit(self, function: Any, args: tuple[Any, ...]) -> None:
+        """Refuse that dependent values leave PyTorch, where nothing can follow them.
+
+        Args:
+            function: What is called.
+            args: Its arguments.
+
+        Raises:
+            UnsupportedModelError: If it is such an exit.
+        """
+        if function in _EXITS and not self._inside and any(map(self.depends, args)):
+            name = getattr(function, "__self__", function).__name__
+            custom = _custom_function()
+            complaint = f"{_CUSTOM} {custom}" if custom else f"{name}, which PyTorch cannot follow,"
+            raise UnsupportedModelError(self._message(complaint))
 
     def check_functions(self, logits: Tensor) -> None:
         """Find custom Functions whose kernels the dispatcher does not see, by their nodes.
@@ -160,7 +225,7 @@ class Guard(TorchDispatchMode):
         """
         for node in _nodes(logits, self._own):
             if isinstance(node, BackwardCFunction):
-                complaint = f"the custom autograd Function {_function_name(node)}"
+                complaint = f"{_CUSTOM} {_function_name(node)}"
                 raise UnsupportedModelError(self._message(complaint))
 
     def constant(self, x: Tensor) -> Tensor:
@@ -196,15 +261,17 @@ class Guard(TorchDispatchMode):
     ) -> str | None:
         function = _custom_function()
         if function is not None:
-            return f"the custom autograd Function {function}"
+            return f"{_CUSTOM} {function}"
         if func._schema.is_mutable:
             return f"the in-place operation {name}"
         if name in _INDEPENDENT:
             return None
+        if name == "detach":
+            return "detach(), which cuts the gradient,"
         if not self._is_linear(func, name, args):
             return f"{name}, which is not linear in them,"
         if self._is_cut(args, kwargs):
-            return f"{name} behind a detach() or no_grad(), which cuts the gradient,"
+            return f"{name} {_CUT}"
         return None
 
     def _is_linear(self, func: Any, name: str, args: tuple[Any, ...]) -> bool:
@@ -220,8 +287,9 @@ class Guard(TorchDispatchMode):
         return place < len(args) and any(map(self.depends, tree_leaves(args[place])))
 
     def _is_cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        dependent = filter(self.depends, tree_leaves((args, kwargs)))
-        return self._started and not all(x.requires_grad for x in dependent)
+        dependent = list(filter(self.depends, tree_leaves((args, kwargs))))
+        carried = torch.is_grad_enabled() and all(x.requires_grad for x in dependent)
+        return self._started and bool(dependent) and not carried
 
     def _mark(self, out: Any) -> None:
         for x in tree_leaves(out):
@@ -245,6 +313,29 @@ class Guard(TorchDispatchMode):
                 code = frame.f_code
                 return f"{name} ({type(module).__name__}, {code.co_filename}:{frame.f_lineno})"
         return "the model"
+
+
+class _Exits(TorchFunctionMode):
+    """Watches the ways out of PyTorch that a dispatch mode does not see.
+
+    Args:
+        guard: Knows what depends on the input.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._guard = guard
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Check one call and make it."""
+        self._guard.check_exit(func, args)
+        return func(*args, **(kwargs or {}))
 
 
 def _frames() -> Iterator[FrameType]:
