@@ -11,9 +11,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, load_pretrained
 from torch import Tensor, nn
-from vimlrp.models.reading import read_weights
 
 from vimlrp.errors import CheckpointError
+from vimlrp.models.reading import read_weights
 
 __all__ = ["build", "bundled_path", "vision_cfg"]
 

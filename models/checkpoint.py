@@ -10,10 +10,10 @@ from pathlib import Path
 import timm
 import torch
 from torch import Tensor, nn
-from vimlrp.models.reading import WeightFile, Weights, read_weights
-from vimlrp.models.vim import VisionMamba, fit_state_dict
 
 from vimlrp.errors import CheckpointError
+from vimlrp.models.reading import WeightFile, Weights, read_weights
+from vimlrp.models.vim import VisionMamba, fit_state_dict
 
 __all__ = ["LoadedCheckpoint", "load_checkpoint"]
 
