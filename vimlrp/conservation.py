@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from vimlrp.composites import Composite
 from vimlrp.engine import explaining
-from vimlrp.errors import MissingDependencyError, UnsupportedModelError
+from vimlrp.errors import InputError, MissingDependencyError, UnsupportedModelError
 from vimlrp.explainer import CompositeLike
 from vimlrp.inputs import Images, batches
 from vimlrp.layers import LayerRecord, alias, watch_layers
 from vimlrp.models import class_names
 from vimlrp.rules import Rule
 from vimlrp.targets import Target, seed
-from vimlrp.tracing import Absorption
+from vimlrp.tracing import Absorption, collecting
 
 __all__ = ["Conservation", "Cut", "SiteFlow", "check_conservation"]
 
@@ -104,10 +104,14 @@ class Conservation:
             cut: The name of a cut; the first, nearest to the input, by default.
 
         Raises:
+            InputError: If there is no such cut.
             MissingDependencyError: If matplotlib is missing.
         """
-        chosen = self.cuts[0] if cut is None else next(c for c in self.cuts if c.name == cut)
-        return _scatter(self.target, chosen, Path(path))
+        cuts = {c.name: c for c in self.cuts}
+        name = self.cuts[0].name if cut is None else cut
+        if name not in cuts:
+            raise InputError(f"there is no cut {name!r}; the cuts are {', '.join(cuts)}")
+        return _scatter(self.target, cuts[name], Path(path))
 
     def _scale(self) -> Tensor:
         return self.target.abs().clamp(min=torch.finfo(self.target.dtype).tiny)
@@ -171,7 +175,7 @@ def check_conservation(
         id(x): torch.zeros_like(x) if g is None else g
         for x, g in zip(tensors, gradients, strict=True)
     }
-    account = ledger.close(trace.absorptions)
+    account = ledger.close()
     return Conservation(
         value.detach(),
         tuple(
@@ -222,40 +226,34 @@ class _Ledger:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {module: name for name, module in model.named_modules()}
-        self._visits: list[tuple[nn.Module, Rule, dict[str, Tensor]]] = []
+        self._visits: list[tuple[nn.Module, Rule, dict[str, Tensor], list[Absorption]]] = []
 
     def visit(self, site: nn.Module, rule: Rule, args: tuple[Any, ...]) -> Any:
-        """Run the site between two pairs of scales."""
+        """Run the site between two pairs of scales, with a list of its own for what it absorbs."""
         sums: dict[str, Tensor] = {}
-        self._visits.append((site, rule, sums))
-        out = rule.run(site, *(_weigh(x, "passed", sums) for x in args))
+        absorptions: list[Absorption] = []
+        self._visits.append((site, rule, sums, absorptions))
+        with collecting(absorptions):
+            out = rule.run(site, *(_weigh(x, "passed", sums) for x in args))
         return _weigh(out, "received", sums)
 
     def constant(self, x: Tensor) -> Tensor:
         """Detach."""
         return x.detach()
 
-    def close(self, absorptions: Sequence[Absorption]) -> list[SiteFlow]:
+    def close(self) -> list[SiteFlow]:
         """The flows through all sites that relevance reached."""
-        absorbed: dict[nn.Module, Tensor] = {}
-        for a in absorptions:
-            absorbed[a.site] = absorbed.get(a.site, torch.zeros_like(a.share)) + a.share
-        return [
-            self._flow(site, rule, sums, absorbed)
-            for site, rule, sums in self._visits
-            if "received" in sums
-        ]
+        return [self._flow(*visit) for visit in self._visits if "received" in visit[2]]
 
     def _flow(
         self,
         site: nn.Module,
         rule: Rule,
         sums: dict[str, Tensor],
-        absorbed: dict[nn.Module, Tensor],
+        absorptions: list[Absorption],
     ) -> SiteFlow:
         received = sums["received"]
-        nothing = torch.zeros_like(received)
-        taken = absorbed.get(site, nothing)
+        taken = sum((a.share for a in absorptions), torch.zeros_like(received))
         # Where relevance turns to pixels there is no gradient below: the account says what arrived.
         passed = sums.get("passed", received - taken)
         return SiteFlow(self._names[site], str(site.kind), rule, received, passed, taken)
@@ -268,7 +266,9 @@ def _weigh(x: Any, end: str, sums: dict[str, Tensor]) -> Any:
     x = alias(x)
     value = x.detach()
 
-    def weigh(gradient: Tensor) -> None:
+    def weigh(gradient: Tensor | None) -> None:
+        if gradient is None:  # no relevance came this way
+            return
         relevance = (value * gradient).flatten(1).sum(1)
         sums[end] = sums[end] + relevance if end in sums else relevance
 

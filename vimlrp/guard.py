@@ -323,7 +323,7 @@ class _Exits(TorchFunctionMode):
     """
 
     def __init__(self, guard: Guard) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._guard = guard
 
     def __torch_function__(

@@ -28,6 +28,7 @@ __all__ = [
     "Watcher",
     "active",
     "at_least_float32",
+    "collecting",
     "constant",
     "frozen",
     "tracing",
@@ -122,7 +123,9 @@ class Trace:
         if site is None or not stream.requires_grad:
             return
 
-        def note(gradient: Tensor) -> None:
+        def note(gradient: Tensor | None) -> None:
+            if gradient is None:  # no relevance came this way
+                return
             precise = at_least_float32(gradient)
             share = (gradient.to(precise) * constant.to(precise)).flatten(1).sum(1)
             ledger.append(Absorption(kind, site, share))
@@ -161,6 +164,20 @@ def tracing(trace: Trace) -> Iterator[Trace]:
         yield trace
     finally:
         _ACTIVE.reset(token)
+
+
+@contextmanager
+def collecting(absorptions: list[Absorption]) -> Iterator[None]:
+    """Let the active trace note in another list what is absorbed in the part run inside."""
+    trace = active()
+    if trace is None:
+        yield
+        return
+    outer, trace.absorptions = trace.absorptions, absorptions
+    try:
+        yield
+    finally:
+        trace.absorptions = outer
 
 
 def frozen(parameter: Tensor) -> Tensor:
