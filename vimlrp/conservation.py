@@ -165,9 +165,9 @@ def check_conservation(
     chosen = Composite.ensure(composite)
     (batch,) = batches(images, model, 2**31)
     ledger = _Ledger(model)
-    with explaining(model, batch.x.detach().clone(), chosen, ledger) as trace:
+    with explaining(model, batch.x, chosen, ledger) as trace:
         with watch_layers(model, cuts, trace) as streams:
-            logits = model(batch.x)
+            logits = model(batch.x.detach().clone())
         value = seed(logits, target, contrast, class_names(model)).value
         tensors = [x for name in cuts for x in streams[name]]
         gradients = torch.autograd.grad(value.sum(), tensors, allow_unused=True)

@@ -88,9 +88,9 @@ def propagate(model: nn.Module, x: Tensor, composite: Composite, request: Reques
         TargetError: If the target does not exist.
         InputError: If a layer does not exist or a direction does not fit.
     """
-    x = x.detach().clone()
     layers = [*request.record, *([request.start[0]] if request.start else [])]
     with explaining(model, x, composite) as trace:
+        x = x.detach().clone()  # here, where the user's inference mode is off
         with watch_layers(model, layers, trace) as streams:
             logits = _check_logits(model(x), x)
         goal = _goal(logits, streams, request)
@@ -117,7 +117,7 @@ def _goal(logits: Tensor, streams: Streams, request: Request) -> Seed:
         return seed(logits, request.target, request.contrast, request.names)
     name, direction = request.start
     activation = sum(streams[name], torch.zeros((), dtype=logits.dtype, device=logits.device))
-    direction = direction.to(activation)
+    direction = direction.detach().clone().to(activation)
     try:
         product = activation * direction
     except RuntimeError:
