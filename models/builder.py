@@ -89,7 +89,10 @@ def _load(model: nn.Module, variant: str, fit: Fit, channels: int, cache: str | 
     try:
         load_pretrained(model, config, classes, channels, filter_fn=fit, cache_dir=cache)
     except RuntimeError as error:
-        raise CheckpointError(f"{file or variant} does not fit {variant}: {error}") from error
+        raise CheckpointError(
+            f"{file or 'the state_dict'} does not fit {variant}; "
+            "vimlrp.load_checkpoint(model, path) says where they differ"
+        ) from error
 
 
 def _weight_file(config: dict[str, Any], variant: str, cache: str | None) -> str | None:

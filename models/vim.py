@@ -240,9 +240,8 @@ class VisionMamba(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay leaves alone, beside all one-dimensional ones."""
         names = {name for name, _ in self.named_parameters()}
-        return {
-            name for name in names if name.endswith(("A_log", "A_b_log", "_token", "pos_embed"))
-        }
+        spared = ("A_log", "A_b_log", "pos_embed", *self._token_names)
+        return {name for name in names if name.endswith(spared)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass of training."""
