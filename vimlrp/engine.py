@@ -32,6 +32,8 @@ class Request:
         record: Layers whose activation and relevance come back.
         start: A layer and a direction in its activation, (C,) or of the activation's shape, whose
             product with the activation is explained instead of a logit.
+        place: The first sample, the one after the last, and the number of all samples, where this
+            pass explains a part of them; a direction for every sample is cut accordingly.
     """
 
     target: Target = None
@@ -39,6 +41,7 @@ class Request:
     names: Sequence[str] | None = None
     record: Sequence[str] = ()
     start: tuple[str, Tensor] | None = None
+    place: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def propagate(model: nn.Module, x: Tensor, composite: Composite, request: Reques
         x = x.detach().clone()  # here, where the user's inference mode is off
         with watch_layers(model, layers, trace) as streams:
             logits = _check_logits(model(x), x)
+        _check_streams(streams, layers)
         goal = _goal(logits, streams, request)
         gradients = _backward(goal.value, trace, streams, request.record)
         return _read_off(trace, logits, goal, streams, gradients, request)
@@ -112,12 +116,22 @@ def _check_logits(logits: Any, x: Tensor) -> Tensor:
     return logits
 
 
+def _check_streams(streams: Streams, layers: Sequence[str]) -> None:
+    for name in layers:
+        if not streams.get(name):
+            raise InputError(
+                f"the model has a layer {name!r}, but did not run it or got no tensor from it"
+            )
+
+
 def _goal(logits: Tensor, streams: Streams, request: Request) -> Seed:
     if request.start is None:
         return seed(logits, request.target, request.contrast, request.names)
+    if request.target is not None or request.contrast is not None:
+        raise InputError("either a target or a direction to start from is explained: give one")
     name, direction = request.start
     activation = sum(streams[name], torch.zeros((), dtype=logits.dtype, device=logits.device))
-    direction = direction.detach().clone().to(activation)
+    direction = _direction_of(direction, activation, request)
     try:
         product = activation * direction
     except RuntimeError:
@@ -130,6 +144,13 @@ def _goal(logits: Tensor, streams: Streams, request: Request) -> Seed:
     return Seed(product.flatten(1).sum(1), None)
 
 
+def _direction_of(direction: Tensor, activation: Tensor, request: Request) -> Tensor:
+    if request.place is not None and direction.dim() == activation.dim():
+        first, last, total = request.place
+        direction = direction[first:last] if len(direction) == total else direction
+    return direction.detach().clone().to(activation)
+
+
 def _backward(
     value: Tensor, trace: Trace, streams: Streams, record: Sequence[str]
 ) -> dict[int, Tensor]:
@@ -139,9 +160,12 @@ def _backward(
         wanted.append(trace.input.content)
     if trace.tokens is not None:
         wanted.append(trace.tokens.tokens)
-    gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
-    pairs = zip(wanted, gradients, strict=True)
-    return {id(x): torch.zeros_like(x) if g is None else g.detach() for x, g in pairs}
+    # What the rules hold constant has no gradient, and no relevance.
+    reached = [x for x in wanted if x.requires_grad]
+    gradients = torch.autograd.grad(value.sum(), reached, allow_unused=True)
+    found = {id(x): torch.zeros_like(x) for x in wanted}
+    pairs = zip(reached, gradients, strict=True)
+    return found | {id(x): g.detach() for x, g in pairs if g is not None}
 
 
 def _read_off(

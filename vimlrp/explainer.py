@@ -88,6 +88,7 @@ class Explainer:
                 self.class_names,
                 record,
                 start,
+                None if total is None else (done, stop, total),
             )
             parts.append(self._explain(batch, request))
             done = stop
