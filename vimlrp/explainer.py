@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from vimlrp.composites import Composite
@@ -170,7 +170,7 @@ def _count(images: Images) -> int | None:
 def _slice(target: Target, start: int, stop: int, total: int | None) -> Target:
     """The part of per-sample targets that belongs to one batch."""
     many = isinstance(target, Sequence) and not isinstance(target, str)
-    if not many and not (isinstance(target, torch.Tensor) and target.dim()):
+    if not many and not (isinstance(target, Tensor | np.ndarray) and target.ndim):
         return target
     if len(target) != total:  # type: ignore[arg-type]
         raise TargetError(f"{len(target)} targets were given for {total} images; give one each")  # type: ignore[arg-type]

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vimlrp.errors import TargetError
 
 __all__ = ["Seed", "Target", "find_class", "seed"]
 
-Target = int | str | Sequence[int | str] | Tensor | Callable[[Tensor], Tensor] | None
+Target = int | str | Sequence[int | str] | NDArray[Any] | Tensor | Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def seed(logits: Tensor, target: Target, contrast: Target, names: Sequence[str] 
     Args:
         logits: (B, C).
         target: None for the predicted class, an index, a name, one of either per sample, a (B,)
-            tensor, or a callable from logits (B, C) to (B,) that is linear.
+            tensor or array, or a callable from logits (B, C) to (B,) that is linear.
         contrast: A class to subtract, in any of these forms; None for none.
         names: The model's class names, where known.
 
@@ -106,6 +109,8 @@ def _as_tensor(target: Target, names: Sequence[str] | None) -> Tensor:
         return target.to(torch.int64)
     if isinstance(target, str):
         return torch.tensor(find_class(target, names))
+    if isinstance(target, np.ndarray):
+        target = target.tolist()
     if isinstance(target, Sequence):
         return torch.tensor([_single(t, names) for t in target], dtype=torch.int64)
     return torch.tensor(_single(target, names))
@@ -134,11 +139,13 @@ def _linear_value(logits: Tensor, function: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def _check_linear(logits: Tensor, function: Callable[[Tensor], Tensor]) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(20241)
     noise = torch.randn(logits.shape, generator=generator).to(logits)
+    # A negative coefficient finds what is linear on one side only, and a sum other than 1 finds an
+    # added constant.
     with torch.no_grad():
-        left = function(1.5 * logits - 0.5 * noise)
-        right = 1.5 * function(logits) - 0.5 * function(noise)
+        left = function(-1.5 * logits + 0.7 * noise)
+        right = -1.5 * function(logits) + 0.7 * function(noise)
     scale = right.abs().max() + logits.abs().max() + 1
     if (left - right).abs().max() > 100 * torch.finfo(logits.dtype).eps * scale:
         raise TargetError(
