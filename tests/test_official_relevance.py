@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden.reference import read, relative_error
+from golden.reference import one_thread, read, relative_error
 
 from vimlrp import explain
 
@@ -17,6 +17,12 @@ BOUNDS = {
 
 every_file = pytest.mark.parametrize("name", ["middle", "stride", "tiny"])
 every_rule = pytest.mark.parametrize("rule", COMPOSITE)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
 
 
 def tokens_of(golden, rule, dtype):

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def read(name: str) -> Golden:
         tensors["logits"],
         {key[7:]: value for key, value in tensors.items() if key.startswith("tokens.")},
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep to one thread: beside another busy process OpenMP's waiting threads cost a minute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
