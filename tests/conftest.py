@@ -7,6 +7,9 @@ from helpers import enliven, small_vim
 
 import vimlrp  # noqa: F401  (registers the models)
 
+# The models are so small that several threads would only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def vim():

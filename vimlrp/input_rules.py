@@ -1,12 +1,14 @@
 """Rules for the first layer only, where pixels have bounds and no zero of their own."""
 
 from dataclasses import dataclass
+from operator import lt
 from typing import TYPE_CHECKING
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from vimlrp.errors import CompositeError
 from vimlrp.rules import AffineRule, Zero
 
 if TYPE_CHECKING:
@@ -67,6 +69,13 @@ class Box(_InputRule):
 
     low: tuple[float, ...] = _IMAGENET_LOW
     high: tuple[float, ...] = _IMAGENET_HIGH
+
+    def __post_init__(self) -> None:
+        given = isinstance(self.low, tuple) and isinstance(self.high, tuple)
+        if not given or len(self.low) != len(self.high) or not all(map(lt, self.low, self.high)):
+            raise CompositeError(
+                f"{self} needs two tuples with a bound for every channel, low below high"
+            )
 
     def relevance(self, site: "AffineSite", x: Tensor, gradient: Tensor) -> Tensor:
         """Spread R_k by x_j w_jk - low_j w_jk^+ - high_j w_jk^-."""
