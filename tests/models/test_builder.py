@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import vimlrp
 from vimlrp.errors import CheckpointError
@@ -219,6 +220,17 @@ def test_bundled_weights_that_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr("vimlrp.models.builder.bundled_path", lambda name: str(tmp_path / name))
     with pytest.raises(CheckpointError, match=r"belong to the package, but .*install vimlrp again"):
         pretrained(file=str(tmp_path / "gone.safetensors"))
+
+
+def test_bundled_weights_load_without_a_hub(hub):
+    server = hub(503)
+    model = timm.create_model("vim_nano_patch16_224.imagenette", pretrained=True)
+    file = Path(model.pretrained_cfg["file"])
+    stored = load_file(file)
+    assert server.asked == []
+    assert file.stat().st_size <= 8e6
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert all(torch.equal(value, stored[key].float()) for key, value in model.state_dict().items())
 
 
 def test_without_pretrained_nothing_is_read(hub):
