@@ -24,7 +24,7 @@ def case(request):
     site = PatchEmbedding(3, 5, kernel, stride).double()
     generator = torch.Generator().manual_seed(1)
     colours = torch.rand(2, 3, *size, generator=generator, dtype=torch.float64)
-    mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
     x = (colours - mean) / std
     with torch.no_grad():
         content = site.linear(x, site.weight)
@@ -52,7 +52,7 @@ def test_flat_rule_gives_every_value_of_a_window_the_same(case):
 
 
 def box_share(low, high):
-    low, high = (torch.tensor(bound).double().view(3, 1, 1) for bound in (low, high))
+    low, high = (torch.tensor(bound, dtype=torch.float64).view(3, 1, 1) for bound in (low, high))
 
     def share(window, weight):
         parts = window * weight - low * weight.clamp(min=0) - high * weight.clamp(max=0)

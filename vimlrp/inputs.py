@@ -38,6 +38,13 @@ class Source:
     photo: Photo | None = None
     tensor: tuple[Tensor, tuple[float, ...], tuple[float, ...]] | None = None
 
+    def to(self, device: torch.device | str) -> "Source":
+        """Move the tensor, if the source is one, to a device."""
+        if self.tensor is None:
+            return self
+        x, mean, std = self.tensor
+        return replace(self, tensor=(x.to(device), mean, std))
+
     def picture(self) -> NDArray[np.uint8]:
         """The picture to draw on, (H, W, 3)."""
         if self.photo is not None:
@@ -130,6 +137,7 @@ def _picture_batch(pictures: Sequence[Image_], start: int, model: nn.Module) -> 
 def _tensor_batches(x: Tensor, model: nn.Module, size: int | None) -> Iterator[Batch]:
     x = x[None] if x.dim() == 3 else x
     _check_tensor(x, model)
+    x = x.detach().clone()  # the sources keep their picture, whatever becomes of the user's tensor
     preprocessing = preprocessing_of(model)
     geometry = Geometry.whole(*x.shape[-2:])
     step = size or len(x)

@@ -68,7 +68,7 @@ class Relevance:
 
     def to(self, device: torch.device | str) -> "Relevance":
         """Move every tensor to a device."""
-        return self._map(lambda x: x.to(device), sources=self.sources)
+        return self._map(lambda x: x.to(device), tuple(s.to(device) for s in self.sources))
 
     @classmethod
     def cat(cls, parts: Sequence["Relevance"]) -> "Relevance":
