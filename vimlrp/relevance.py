@@ -159,6 +159,8 @@ class Relevance:
         maps = heatmaps.smooth(self._maps(of), _SMOOTHING[of])
         limit = heatmaps.scale_of(maps) if shared_scale else None
         drawn = pictures if pictures is not None else [s.picture() for s in self.sources]
+        if len(drawn) != len(self):
+            raise InputError(f"{len(drawn)} pictures were given for {len(self)} samples")
         return [
             heatmaps.overlay(
                 picture,

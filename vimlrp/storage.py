@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -63,25 +64,43 @@ def load(folder: str | Path) -> "Relevance":
     Raises:
         InputError: If the folder holds none, or its arrays were changed.
     """
-    from vimlrp.relevance import Relevance
-
     folder = Path(folder)
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         data = (folder / _ARRAYS).read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no relevance that vimlrp saved ({error})") from error
-    if manifest.get("format") != _FORMAT or manifest.get("arrays_sha256") != sha256_of(data):
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise InputError(
+            f"{folder} holds no relevance that vimlrp saved: its manifest is another's"
+        )
+    if manifest.get("arrays_sha256") != sha256_of(data):
         raise InputError(f"{folder}: the arrays are not those that its manifest describes")
+    try:
+        return _unpack(manifest, data)
+    except (KeyError, ValueError, BadZipFile) as error:
+        raise InputError(
+            f"{folder} holds no relevance that vimlrp saved: it cannot be read ({error})"
+        ) from error
+
+
+def _unpack(manifest: dict[str, Any], data: bytes) -> "Relevance":
+    from vimlrp.relevance import Relevance
+
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    names = manifest["class_names"]
     return Relevance(
-        **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]
+        pixels=tensors["pixels"],
+        patches=tensors["patches"],
+        tokens=tensors.get("tokens"),
+        logits=tensors["logits"],
+        target=tensors.get("target"),
         account=_account(tensors),
         recorded=_recorded(tensors),
         model=manifest["model"],
         composite=manifest["composite"],
-        class_names=tuple(names) if (names := manifest["class_names"]) else None,
+        class_names=tuple(names) if names else None,
     )
 
 
@@ -138,9 +157,11 @@ def _draw(relevance: "Relevance", folder: Path) -> list[list[str]]:
 
 
 def _stems(names: list[str]) -> list[str]:
-    """File names that are safe and differ."""
+    """File names that are safe and differ, on disks that ignore case too."""
     safe = [re.sub(r"[^\w.-]+", "_", Path(name).stem) or "image" for name in names]
-    return [s if safe.count(s) == 1 else f"{i:03d}_{s}" for i, s in enumerate(safe)]
+    if len({stem.casefold() for stem in safe}) == len(safe):
+        return safe
+    return [f"{i:03d}_{stem}" for i, stem in enumerate(safe)]
 
 
 def _manifest(relevance: "Relevance", digest: str, pictures: list[list[str]]) -> dict[str, Any]:
