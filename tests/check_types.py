@@ -17,7 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", name, str(ROOT)]
+        build = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            name,
+            str(ROOT),
+        ]
         subprocess.run(build, check=True)
         (wheel,) = folder.glob("vimlrp-*.whl")
         with zipfile.ZipFile(wheel) as archive:
