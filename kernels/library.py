@@ -150,14 +150,14 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         du = relevance(dy, dt, A, B, C, D, index, ctx.reverse, ctx.shared, ctx.backend)
         return (du,) + (None,) * 9
     grads = gradient(dy, u, dt, A, B, C, D, index, ctx.reverse, ctx.factors, ctx.backend)
-    kept = [g if reached else None for g, reached in zip(grads, _reached(ctx), strict=True)]
+    reached = _reached(ctx.factors, D is not None)
+    kept = [g if there else None for g, there in zip(grads, reached, strict=True)]
     return (*kept, None, None, None, None)
 
 
-def _reached(ctx: Any) -> tuple[bool, ...]:
+def _reached(factors: str, has_skip: bool) -> tuple[bool, ...]:
     """Which of u, dt, A, B, C and D have a gradient through the named factors."""
-    through = {factor: factor in ctx.factors for factor in "uABC"}
-    has_skip = ctx.saved_tensors[5] is not None
+    through = {factor: factor in factors for factor in "uABC"}
     return (
         through["u"],
         through["A"] or through["B"],

@@ -9,7 +9,6 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from torch.utils.checkpoint import CheckpointError
 
 from vimlrp.errors import InputError
 from vimlrp.models.vim import VisionMamba
@@ -180,13 +179,6 @@ def test_layer_decay_gives_every_depth_its_own_group():
     assert scale[id(model.head.weight)] == 1.0 >= scale[id(model.norm_f.weight)] > depths[-2]
 
 
-# The scan's backward reads what it saved twice, which checkpointing forbids; the mark goes with it.
-kernels_unpack_twice = pytest.mark.xfail(
-    raises=CheckpointError, strict=True, reason="kernels/library.py reads ctx.saved_tensors twice"
-)
-
-
-@kernels_unpack_twice
 def test_checkpointing_gives_the_same_gradients():
     x, gradients = image(), []
     for enable in (False, True):
@@ -199,7 +191,6 @@ def test_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
 
 
-@kernels_unpack_twice
 def test_checkpointing_recomputes_the_blocks():
     model, calls = make().train(), []
     model.layers[1].register_forward_pre_hook(lambda *_: calls.append(1))
