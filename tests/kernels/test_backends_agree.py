@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import DEVICE, FAST, ORDERS, Problem, assert_same, error, leaf, order_of, problem
 
-from vimlrp.kernels import ScanOrder, selective_scan
+from vimlrp.kernels import ScanOrder, blocked, selective_scan
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 
@@ -17,9 +17,32 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("grad", ["full", "input"])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("length", [1, 2, 63, 197])
-def test_cpu_in_float64(order: str, length: int, grad: str) -> None:
-    p = problem(order_of(order, length), length, groups=2, shared=length == 63)
+@pytest.mark.parametrize("block", [1, 8, 1000])
+def test_cpu_in_float64(
+    monkeypatch: pytest.MonkeyPatch, order: str, length: int, grad: str, block: int
+) -> None:
+    # State and adjoint are carried over the edges of blocks, and the last block is shorter.
+    monkeypatch.setattr(blocked, "_BUFFER", 1)
+    monkeypatch.setattr(blocked, "_SHORTEST", block)
+    p = problem(order_of(order, length), length, batch=1, groups=2, shared=length == 63)
     assert_same(p, p, "cpu", grad, 1e-10)
+
+
+@pytest.mark.parametrize("grad", ["full", "input"])
+def test_vim_tiny_on_a_cpu(grad: str) -> None:
+    p = problem(
+        ScanOrder.bidirectional(), 197, batch=1, channels=384, state=16, dtype=torch.float32
+    )
+    assert_same(p, p.to(torch.float64), "cpu", grad, 1e-5)
+
+
+def test_several_blocks_of_channels_in_a_group(backend: str) -> None:
+    p = problem(
+        order_of("reverse", 3), 3, batch=1, groups=2, channels=80, state=2, dtype=torch.float32,
+        device=DEVICE[backend],
+    )  # fmt: skip
+    for grad in ("full", "input"):
+        assert_same(p, p.to(torch.float64), backend, grad, 1e-5)
 
 
 @pytest.mark.parametrize("grad", ["full", "input"])
