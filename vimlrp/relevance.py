@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vimlrp import heatmaps
+from vimlrp import heatmaps, storage
 from vimlrp.account import Account
 from vimlrp.errors import InputError
 from vimlrp.inputs import Source
@@ -193,16 +193,12 @@ class Relevance:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write arrays, pictures and a manifest; see `vimlrp.storage.save`."""
-        from vimlrp.storage import save
-
-        return save(self, folder, overwrite=overwrite)
+        return storage.save(self, folder, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Relevance":
         """Read what `save` wrote; see `vimlrp.storage.load`."""
-        from vimlrp.storage import load
-
-        return load(folder)
+        return cls(**storage.load(folder))
 
     def _maps(self, of: MapKind) -> NDArray[np.float32]:
         if of not in ("pixels", "patches"):

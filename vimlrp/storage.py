@@ -55,11 +55,14 @@ def save(relevance: "Relevance", folder: str | Path, *, overwrite: bool = False)
     return folder
 
 
-def load(folder: str | Path) -> "Relevance":
+def load(folder: str | Path) -> dict[str, Any]:
     """Read a relevance that `save` wrote; its pictures stay on disk.
 
     Args:
         folder: Where it was written.
+
+    Returns:
+        The fields of `Relevance`.
 
     Raises:
         InputError: If the folder holds none, or its arrays were changed.
@@ -84,24 +87,22 @@ def load(folder: str | Path) -> "Relevance":
         ) from error
 
 
-def _unpack(manifest: dict[str, Any], data: bytes) -> "Relevance":
-    from vimlrp.relevance import Relevance
-
+def _unpack(manifest: dict[str, Any], data: bytes) -> dict[str, Any]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     names = manifest["class_names"]
-    return Relevance(
-        pixels=tensors["pixels"],
-        patches=tensors["patches"],
-        tokens=tensors.get("tokens"),
-        logits=tensors["logits"],
-        target=tensors.get("target"),
-        account=_account(tensors),
-        recorded=_recorded(tensors),
-        model=manifest["model"],
-        composite=manifest["composite"],
-        class_names=tuple(names) if names else None,
-    )
+    return {
+        "pixels": tensors["pixels"],
+        "patches": tensors["patches"],
+        "tokens": tensors.get("tokens"),
+        "logits": tensors["logits"],
+        "target": tensors.get("target"),
+        "account": _account(tensors),
+        "recorded": _recorded(tensors),
+        "model": manifest["model"],
+        "composite": manifest["composite"],
+        "class_names": tuple(names) if names else None,
+    }
 
 
 def _pack(relevance: "Relevance") -> bytes:
