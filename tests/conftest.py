@@ -3,12 +3,18 @@
 import pytest
 import timm
 import torch
-from helpers import enliven, small_vim
+from helpers import enliven, seeded, small_vim
 
 import vimlrp  # noqa: F401  (registers the models)
 
 # The models are so small that several threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Let a test draw the same numbers alone and among others."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +32,7 @@ def bias_free_vim():
 @pytest.fixture(scope="session")
 def registered_vim():
     """The registered test model in float32."""
-    torch.manual_seed(0)
-    model = timm.create_model("test_vim", num_classes=10).eval()
+    with seeded():
+        model = timm.create_model("test_vim", num_classes=10).eval()
     enliven(model)
     return model

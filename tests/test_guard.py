@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -73,6 +74,19 @@ class ThroughNumpyWithSetup(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class ThroughStorage(torch.autograd.Function):
+    """Its kernel reads raw memory: only the graph shows that it ran."""
+
+    @staticmethod
+    def forward(ctx, x):
+        values = np.array(x.untyped_storage().tolist(), dtype=np.uint8).view(np.float64)
+        return torch.from_numpy(values.reshape(x.shape) ** 3)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -156,6 +170,7 @@ PLANTED = {
         ThroughNumpyWithSetup.apply,
         "ThroughNumpyWithSetup",
     ),
+    "custom Function through its storage": (ThroughStorage.apply, "Function ThroughStorage"),
     "sqrt": (lambda x: (x + 100).sqrt(), "sqrt"),
     "exp": (torch.exp, "exp"),
     "power": (lambda x: x**2, "pow"),
@@ -205,7 +220,7 @@ def test_planted_defect_is_refused_by_module_and_operation(vim, defect):
     with pytest.raises(UnsupportedModelError, match=operation) as caught:
         vimlrp.explain(planted(vim, function), images(1))
     message = str(caught.value)
-    if "Function through numpy" not in defect:  # found in the graph, after the pass
+    if "storage" not in defect:  # found in the graph, after the pass
         assert "layers.1.mixer (Planted" in message
     assert "vimlrp.sites" in message
     assert "supported family: vim" in message

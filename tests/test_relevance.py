@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import enliven, images, relative_error, small_vim
+from helpers import enliven, images, relative_error, seeded, small_vim
 from PIL import Image
 
 import vimlrp
@@ -23,8 +23,9 @@ def relevance(vim):
 @pytest.fixture(scope="module")
 def pictured():
     """Two photos of other sizes than the model's, explained by a model with names."""
-    torch.manual_seed(0)
-    model = timm.create_model("vim_nano_patch16_224.imagenette", depth=2, img_size=64).eval()
+    name = "vim_nano_patch16_224.imagenette"
+    with seeded():
+        model = timm.create_model(name, depth=2, img_size=64).eval()
     enliven(model)
     generator = np.random.default_rng(0)
     photos = [

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import random, relative_error, run_site
+from helpers import random, relative_error, run_site, seeded
 
 from vimlrp.errors import CompositeError
 from vimlrp.kernels import ScanOrder
@@ -146,7 +146,8 @@ def spread(site, rule, x, gradient, bias):
 def site_case(name, *, batch=2, bias=True):
     """A site, its dense matrix and bias, inputs with zeros in them, a gradient at the output."""
     make, dense, shape = AFFINE[name]
-    site = site_with_bias(make)
+    with seeded():
+        site = site_with_bias(make)
     x = random(batch, *shape, seed=1)
     x[:, ..., 0] = 0
     matrix = dense(site, shape)
