@@ -72,6 +72,8 @@ def load(path: Path, split: str, device: torch.device) -> Split:
             f"There is no {path}. Give --data a zip file or a folder of Imagenette with train/ and "
             "val/ in it; fast.ai publishes it as imagenette2-160 (github.com/fastai/imagenette)."
         )
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is no zip file. Extract it, and give --data the folder.")
     root: Folder = zipfile.Path(path) if path.is_file() else path
     names = _class_folders(root / split, path, split)
     files = [(file, label) for label, name in enumerate(names) for file in _sorted(name)]
