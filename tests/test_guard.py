@@ -1,6 +1,7 @@
 """The guard finds every non-linear function of the input that runs outside a site, and names it."""
 
 import copy
+import ctypes
 import gc
 import weakref
 
@@ -80,12 +81,13 @@ class ThroughNumpyWithSetup(torch.autograd.Function):
         return gradient
 
 
-class ThroughStorage(torch.autograd.Function):
+class ThroughMemory(torch.autograd.Function):
     """Its kernel reads raw memory: only the graph shows that it ran."""
 
     @staticmethod
     def forward(ctx, x):
-        values = np.array(x.untyped_storage().tolist(), dtype=np.uint8).view(np.float64)
+        memory = x.untyped_storage()
+        values = np.frombuffer(ctypes.string_at(memory.data_ptr(), memory.nbytes()))
         return torch.from_numpy(values.reshape(x.shape) ** 3)
 
     @staticmethod
@@ -170,7 +172,7 @@ PLANTED = {
         ThroughNumpyWithSetup.apply,
         "ThroughNumpyWithSetup",
     ),
-    "custom Function through its storage": (ThroughStorage.apply, "Function ThroughStorage"),
+    "custom Function through raw memory": (ThroughMemory.apply, "Function ThroughMemory"),
     "sqrt": (lambda x: (x + 100).sqrt(), "sqrt"),
     "exp": (torch.exp, "exp"),
     "power": (lambda x: x**2, "pow"),
@@ -220,7 +222,7 @@ def test_planted_defect_is_refused_by_module_and_operation(vim, defect):
     with pytest.raises(UnsupportedModelError, match=operation) as caught:
         vimlrp.explain(planted(vim, function), images(1))
     message = str(caught.value)
-    if "storage" not in defect:  # found in the graph, after the pass
+    if "raw memory" not in defect:  # found in the graph, after the pass
         assert "layers.1.mixer (Planted" in message
     assert "vimlrp.sites" in message
     assert "supported family: vim" in message
