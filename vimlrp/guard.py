@@ -223,8 +223,8 @@ class Guard(TorchDispatchMode):
         Raises:
             UnsupportedModelError: If the graph holds one outside the sites.
         """
-        for node in _nodes(logits, self._own):
-            if isinstance(node, BackwardCFunction):
+        for node in _nodes(logits, set()):
+            if isinstance(node, BackwardCFunction) and node not in self._own:
                 complaint = f"{_CUSTOM} {_function_name(node)}"
                 raise UnsupportedModelError(self._message(complaint))
 
