@@ -19,7 +19,6 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -39,7 +38,6 @@ from imagenette_data import (
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vimlrp import tracing
 from vimlrp.models.labels import IMAGENETTE
 
 NAME = "vim_nano_patch16_224"
@@ -254,8 +252,6 @@ def train(training: Training, data: Split, val: Split, out: Path, minutes: float
 
 def compile_mixers(model: nn.Module) -> None:
     """Compile the part of the blocks that is alike, so that one compilation serves them all."""
-    # Nothing is explained while training, and torch 2.11 cannot compile a context variable.
-    tracing._ACTIVE = SimpleNamespace(get=lambda: None)  # type: ignore[assignment]
     for layer in model.get_submodule("layers").children():
         layer.get_submodule("mixer").compile()
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import vimlrp
-from vimlrp.errors import CompositeError, InputError, TargetError
+from vimlrp.errors import CompositeError, InputError, TargetError, UnsupportedModelError
 
 MAPS = ("pixels", "patches", "tokens")
 
@@ -300,3 +300,15 @@ def test_documented_start_of_a_session(tmp_path, photo_file):
 def test_direction_and_target_together_are_refused(vim, options):
     with pytest.raises(InputError, match="give one"):
         vimlrp.explain(vim, images(), start=("layers.0", random(16)), **options)
+
+
+def test_a_compiled_model_is_refused_and_says_what_to_do(vim):
+    with pytest.raises(UnsupportedModelError, match="_orig_mod"):
+        vimlrp.explain(torch.compile(vim), images(1))
+
+
+def test_a_compiled_part_is_refused_by_name():
+    model = small_vim()
+    model.layers[0].mixer.compile()
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0\.mixer is compiled"):
+        vimlrp.check_conservation(model, images(1))

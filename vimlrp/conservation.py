@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vimlrp.composites import Composite
-from vimlrp.engine import explaining
+from vimlrp.engine import check_eager, explaining
 from vimlrp.errors import InputError, MissingDependencyError, UnsupportedModelError
 from vimlrp.explainer import CompositeLike
 from vimlrp.inputs import Images, batches
@@ -161,6 +161,7 @@ def check_conservation(
     Raises:
         UnsupportedModelError: If the model does not list its cuts, or has a part without a rule.
     """
+    check_eager(model)
     cuts = _cuts_of(model)
     chosen = Composite.ensure(composite)
     (batch,) = batches(images, model, 2**31)

@@ -18,7 +18,7 @@ from vimlrp.rules import AffineRule
 from vimlrp.targets import Seed, Target, seed
 from vimlrp.tracing import Trace, Watcher, at_least_float32, tracing
 
-__all__ = ["Request", "Result", "explaining", "propagate"]
+__all__ = ["Request", "Result", "check_eager", "explaining", "propagate"]
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,30 @@ def explaining(
         composite: The rules.
         watcher: Looks on at every site.
     """
+    check_eager(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluation_mode(model))
         check_supported(model, x, composite)
         yield stack.enter_context(tracing(Trace(composite.resolve(model), watcher)))
+
+
+def check_eager(model: nn.Module) -> None:
+    """Refuse a model that is compiled, as a whole or in part.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: Naming the part.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise UnsupportedModelError(
+                f"{name or 'the model'} is compiled, and rules cannot act inside compiled code: "
+                "explain the model before torch.compile (model._orig_mod holds it)"
+            )
 
 
 def propagate(model: nn.Module, x: Tensor, composite: Composite, request: Request) -> Result:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vimlrp.composites import Composite
-from vimlrp.engine import Request, propagate
+from vimlrp.engine import Request, check_eager, propagate
 from vimlrp.errors import InputError, TargetError
 from vimlrp.inputs import Batch, Images, batches
 from vimlrp.models import class_names
@@ -47,6 +47,7 @@ class Explainer:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more, or None")
+        check_eager(model)
         self.model = model
         self.composite = Composite.ensure(composite)
         self.batch_size = batch_size

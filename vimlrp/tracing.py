@@ -153,7 +153,8 @@ _ACTIVE: ContextVar[Trace | None] = ContextVar("vimlrp_trace", default=None)
 
 def active() -> Trace | None:
     """The trace of the explanation that runs in this thread, or None in a plain forward pass."""
-    return _ACTIVE.get()
+    # Models are compiled for plain passes; `vimlrp.engine` refuses to explain a compiled one.
+    return None if torch.compiler.is_compiling() else _ACTIVE.get()
 
 
 @contextmanager
