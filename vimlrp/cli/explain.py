@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import timm
@@ -19,6 +20,7 @@ from vimlrp.composites import COMPOSITES, Composite
 from vimlrp.errors import InputError, VimLRPError
 from vimlrp.explainer import Explainer
 from vimlrp.models.checkpoint import load_checkpoint
+from vimlrp.models.reading import Weights
 from vimlrp.photos import Photo, find_photos, read_photo
 from vimlrp.relevance import Relevance
 from vimlrp.targets import Target
@@ -70,7 +72,7 @@ def command(
     photos: tuple[Path, ...],
     name: str,
     checkpoint: Path | None,
-    weights: str,
+    weights: Weights,
     num_classes: int | None,
     target: str | None,
     contrast: str | None,
@@ -109,19 +111,21 @@ def command(
         raise click.exceptions.Exit(1)
 
 
+class _UsageError(click.ClickException):
+    exit_code = 2
+
+
 def _usage(error: Exception) -> click.ClickException:
-    failure = click.ClickException(str(error))
-    failure.exit_code = 2
-    return failure
+    return _UsageError(str(error))
 
 
 def _model(
-    name: str, checkpoint: Path | None, weights: str, num_classes: int | None, device: str
+    name: str, checkpoint: Path | None, weights: Weights, num_classes: int | None, device: str
 ) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(model_names())
         raise _usage(click.ClickException(f"there is no model {name!r}; vimlrp has {near}"))
-    options = {} if num_classes is None else {"num_classes": num_classes}
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **options)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, weights=weights)

@@ -51,8 +51,9 @@ def _row(name: str) -> tuple[str, str, str, str]:
     with torch.device("meta"):
         model = timm.create_model(name)
     count = sum(parameter.numel() for parameter in model.parameters())
-    _, height, width = model.pretrained_cfg["input_size"]
-    return name, f"{count / 1e6:.1f} M", f"{height} x {width}", weights_of(model.pretrained_cfg)
+    config: dict[str, Any] = vars(model)["pretrained_cfg"]
+    _, height, width = config["input_size"]
+    return name, f"{count / 1e6:.1f} M", f"{height} x {width}", weights_of(config)
 
 
 def weights_of(config: dict[str, Any]) -> str:
