@@ -9,9 +9,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PHOTO ?=
 
-# Threads that spin while they wait stall a busy machine for seconds.
-export OMP_WAIT_POLICY ?= passive
-
 .PHONY: demo test lint format clean
 
 $(BIN)/python:

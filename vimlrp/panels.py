@@ -31,6 +31,8 @@ def legend(limit: float, *, width: int = 360, caption: str = "relevance") -> Pic
     """
     if width < 160:
         raise InputError(f"The legend is {width} pixels wide; give 160 or more.")
+    if not 0 <= limit < float("inf"):
+        raise InputError(f"The limit of the legend is {limit}; give 0 or more, and finite.")
     steps = np.linspace(-limit, limit, width - 48, dtype=np.float32)
     canvas = _white(72, width)
     canvas[26:40, 24 : width - 24] = colourise(steps[None].repeat(14, axis=0), limit)
