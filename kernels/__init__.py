@@ -1,7 +1,7 @@
 """The selective scan of Mamba-1, and its relevance pass, behind one function."""
 
 from vimlrp.kernels.backends import Backend, backends
-from vimlrp.kernels.operation import selective_scan
+from vimlrp.kernels.operation import selective_scan, selective_scan_relevance
 from vimlrp.kernels.order import ScanOrder
 
-__all__ = ["Backend", "ScanOrder", "backends", "selective_scan"]
+__all__ = ["Backend", "ScanOrder", "backends", "selective_scan", "selective_scan_relevance"]

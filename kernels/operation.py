@@ -4,12 +4,13 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from vimlrp.errors import KernelError
 from vimlrp.kernels import library, reference
 from vimlrp.kernels.backends import choose
 from vimlrp.kernels.checks import check_tensors, factor_set
 from vimlrp.kernels.order import ScanOrder
 
-__all__ = ["selective_scan"]
+__all__ = ["selective_scan", "selective_scan_relevance"]
 
 
 def selective_scan(
@@ -69,3 +70,50 @@ def selective_scan(
         return reference.scan(u, dt, A, B, C, D, index, reverse, factors)
     y: Tensor = library.scan(u, dt, A, B, C, D, index, reverse, factors, chosen)
     return y
+
+
+def selective_scan_relevance(
+    at_y: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    order: ScanOrder,
+    backend: str = "auto",
+) -> Tensor:
+    """The gradient to u of `selective_scan` with grad="input", for callers without autograd.
+
+    It is a scan of its own, against the order of visit, and needs neither u nor states:
+
+        g_t = C_t * at_y_t + exp(dt_(t+1) * A) * g_(t+1)
+        at_u_t = dt_t * (B_t . g_t) + D * at_y_t
+
+    Args:
+        at_y: Gradient at the output, (B, K, L, D); directions may share memory.
+        dt: As for `selective_scan`, as are the arguments that follow.
+        A: Decay rates.
+        B: Input projection.
+        C: Output projection.
+        D: Skip weights.
+        order: The directions.
+        backend: As for `selective_scan`; "reference" is not offered here.
+
+    Returns:
+        The gradient at u, (B, K, L, D).
+
+    Raises:
+        KernelError: If an argument does not fit, or the backend cannot take the call.
+    """
+    check_tensors(at_y, dt, A, B, C, D, order)
+    chosen = choose(backend, dt.device, reference.compute_dtype(at_y, dt, A, B, C, D))
+    if chosen == "reference":
+        raise KernelError(
+            "The backend 'reference' has no relevance pass of its own: call selective_scan with "
+            "grad='input' and differentiate, or take another backend."
+        )
+    B, C = (x if x.dim() == 5 else x.unsqueeze(3) for x in (B, C))
+    index, reverse = order.index_on(dt.device), list(order.reverse)
+    at_u: Tensor = library.relevance(at_y, dt, A, B, C, D, index, reverse, False, chosen)
+    return at_u
