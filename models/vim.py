@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vimlrp.errors import InputError
 from vimlrp.models.builder import build, vision_cfg
+from vimlrp.models.fused import plan_of, run
 from vimlrp.models.labels import IMAGENETTE
 from vimlrp.models.mixer import BidirectionalMixer
 from vimlrp.models.position import resample_position
@@ -78,6 +79,9 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """Take branch and stream, (B, L, D) each; the first block has no stream yet."""
+        plan = plan_of(self)
+        if plan is not None:
+            return run(plan, self, hidden, residual)
         residual = self.join(hidden, residual)
         return self.mixer(self.norm(residual)), residual
 

@@ -1,5 +1,6 @@
 """One explanation pass: forward under a composite, gradient back, relevance read off."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from vimlrp.modes import evaluation_mode
 from vimlrp.rules import AffineRule
 from vimlrp.targets import Seed, Target, seed
 from vimlrp.tracing import Trace, Watcher, at_least_float32, tracing
+
+FUSE_VARIABLE = "VIMLRP_FUSED"
+"""0 runs every block by its sites, 1 fuses where the rules allow it, auto (the default) on GPUs."""
 
 __all__ = ["Request", "Result", "check_eager", "explaining", "propagate"]
 
@@ -75,7 +79,16 @@ def explaining(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluation_mode(model))
         check_supported(model, x, composite)
-        yield stack.enter_context(tracing(Trace(composite.resolve(model), watcher)))
+        trace = Trace(composite.resolve(model), watcher, fuse=_fuses(x))
+        yield stack.enter_context(tracing(trace))
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether blocks run as one operation: on a GPU, unless the environment says otherwise."""
+    wish = os.environ.get(FUSE_VARIABLE, "auto")
+    if wish not in ("auto", "0", "1"):
+        raise InputError(f"{FUSE_VARIABLE} is {wish!r}; give auto, 0 or 1")
+    return x.is_cuda if wish == "auto" else wish == "1"
 
 
 def check_eager(model: nn.Module) -> None:

@@ -90,10 +90,12 @@ class Trace:
     Args:
         rules: The rule of every site of the model.
         watcher: Looks on at every site, or None.
+        fuse: Whether blocks may run as one operation where their rules allow it.
     """
 
     rules: Mapping[nn.Module, "Rule"]
     watcher: Watcher | None = None
+    fuse: bool = False
     absorptions: list[Absorption] = field(default_factory=list)
     input: InputRecord | None = None
     tokens: TokenRecord | None = None

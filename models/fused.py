@@ -1,0 +1,208 @@
+"""A Vim block and its relevance as one operation: fewer kernels, less memory, the same numbers.
+
+The composed block runs every site under its rule. Where the rules are those of MambaLRP (any gamma
+in the convolution, any shares at the gate), the whole relevance pass of a block is known in closed
+form; what it needs is kept, and what is cheaper to compute again than to keep is not.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from vimlrp.kernels import ScanOrder, fused, selective_scan, selective_scan_relevance
+from vimlrp.models.mixer import BidirectionalMixer
+from vimlrp.rules import (
+    ConstantFactors,
+    ConstantNormaliser,
+    Gamma,
+    Gradient,
+    Identity,
+    Rule,
+    Share,
+    Zero,
+)
+from vimlrp.tracing import Absorption, Trace, active
+
+if TYPE_CHECKING:
+    from vimlrp.models.vim import Block
+
+__all__ = ["Plan", "plan_of", "run"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fused block computes with: constants, and the rules' numbers.
+
+    Args:
+        norm: Weight of the RMSNorm, (D,).
+        eps: Of the RMSNorm.
+        in_proj: (2E, D).
+        conv: Weights (2, E, W) and biases (2, E) of both directions.
+        x_proj: (2, R + 2N, E).
+        sizes: R, N and N.
+        dt_proj: Weights (2, E, R) and biases (2, E).
+        A: (2, E, N).
+        D: (2, E).
+        out_proj: (D, E).
+        scale: Of the sum of both directions.
+        gamma: Of the convolution's rule, 0 for LRP-0.
+        share: Of the gate's rule: signal and gate.
+    """
+
+    norm: Tensor
+    eps: float
+    in_proj: Tensor
+    conv: tuple[Tensor, Tensor]
+    x_proj: Tensor
+    sizes: tuple[int, int, int]
+    dt_proj: tuple[Tensor, Tensor]
+    A: Tensor
+    D: Tensor
+    out_proj: Tensor
+    scale: float
+    gamma: float
+    share: tuple[float, float]
+
+    def scan_inputs(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step (B, 2, L, E), B and C (B, 2, L, N) out of the projection of u (B, 2, L, R + 2N)."""
+        low, b, c = projected.split(self.sizes, dim=-1)
+        weight, bias = self.dt_proj
+        return fused.step(low @ weight.transpose(1, 2), bias), b, c
+
+
+_ORDER = ScanOrder.bidirectional()
+_REVERSE = (False, True)
+
+
+def plan_of(block: "Block") -> Plan | None:
+    """The plan by which a block can run as one operation, or None if it has to run by its sites.
+
+    Args:
+        block: Of a Vim, inside an explanation or not.
+    """
+    trace = active()
+    if trace is None or not trace.fuse or trace.watcher is not None or _is_watched(block):
+        return None
+    if torch.is_autocast_enabled(block.norm.weight.device.type):
+        return None
+    numbers = _numbers(block, trace)
+    return None if numbers is None else _gather(block, *numbers)
+
+
+def run(plan: Plan, block: "Block", hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, ...]:
+    """Run a block as one operation.
+
+    Args:
+        plan: Of the block.
+        block: Is named in the account of what its biases take.
+        hidden: The branch, (B, L, D).
+        residual: The stream, (B, L, D), or None for the first block.
+
+    Returns:
+        The new branch and the new stream.
+    """
+    trace = active()
+    ledger = [] if trace is None else trace.absorptions
+    out: tuple[Tensor, ...] = _FusedBlock.apply(hidden, residual, plan, block, ledger)
+    return out
+
+
+def _is_watched(block: nn.Module) -> bool:
+    """Whether something listens inside the block, which the fused path would leave out."""
+    inner = (module for module in block.modules() if module is not block)
+    return any(module._forward_hooks or module._forward_pre_hooks for module in inner)
+
+
+def _numbers(block: "Block", trace: Trace) -> tuple[float, tuple[float, float]] | None:
+    """Gamma and the gate's shares, if the block's rules are those that the fused path computes."""
+    mixer = block.mixer
+    fixed: dict[nn.Module, Rule] = {
+        block.residual: Gradient(),
+        block.norm: ConstantNormaliser(),
+        mixer.in_proj: Zero(),
+        mixer.act: Identity(),
+        mixer.gate_act: Identity(),
+        mixer.scan: ConstantFactors(),
+        mixer.out_proj: Zero(),
+    }
+    if any(trace.rule_of(site) != rule for site, rule in fixed.items()):
+        return None
+    conv, other = (trace.rule_of(site) for site in (mixer.conv1d, mixer.conv1d_b))
+    gate = trace.rule_of(mixer.gate)
+    if conv != other or not isinstance(conv, Gamma | Zero) or not isinstance(gate, Share):
+        return None
+    return conv.gamma if isinstance(conv, Gamma) else 0.0, (gate.signal, gate.gate)
+
+
+def _gather(block: "Block", gamma: float, share: tuple[float, float]) -> Plan:
+    mixer: BidirectionalMixer = block.mixer
+
+    def both(*names: str) -> Tensor:
+        return torch.stack([mixer.get_parameter(name).detach() for name in names])
+
+    return Plan(
+        norm=block.norm.weight.detach(),
+        eps=block.norm.eps,
+        in_proj=mixer.in_proj.weight.detach(),
+        conv=(
+            both("conv1d.weight", "conv1d_b.weight")[:, :, 0],
+            both("conv1d.bias", "conv1d_b.bias"),
+        ),
+        x_proj=both("x_proj.weight", "x_proj_b.weight"),
+        sizes=(mixer.rank, mixer.d_state, mixer.d_state),
+        dt_proj=(
+            both("dt_proj.weight", "dt_proj_b.weight"),
+            both("dt_proj.bias", "dt_proj_b.bias"),
+        ),
+        A=-torch.exp(both("A_log", "A_b_log")),
+        D=both("D", "D_b"),
+        out_proj=mixer.out_proj.weight.detach(),
+        scale=0.5 if mixer.divide_out else 1.0,
+        gamma=gamma,
+        share=share,
+    )
+
+
+class _FusedBlock(torch.autograd.Function):
+    """Forward keeps 2 D + E values a token beside the low-rank inputs of the scans."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, residual: Tensor | None, plan: Plan, block: Any, ledger: Any
+    ) -> tuple[Tensor, Tensor]:
+        stream, normed, inverse = fused.add_rms_norm(hidden, residual, plan.norm, plan.eps)
+        x, z = F.linear(normed, plan.in_proj).chunk(2, dim=-1)
+        u = fused.conv_silu(x, *plan.conv, _REVERSE)
+        projected = u @ plan.x_proj.transpose(1, 2)  # (B, 2, L, R + 2N)
+        dt, b, c = plan.scan_inputs(projected)
+        y = selective_scan(u, dt, plan.A, b, c, plan.D, order=_ORDER, grad="input")
+        gated, signal = fused.gate(y, z, plan.scale)
+        ctx.save_for_backward(normed, inverse, projected, signal)
+        ctx.plan, ctx.block, ctx.ledger = plan, block, ledger
+        ctx.dtype, ctx.first = hidden.dtype, residual is None
+        return F.linear(gated, plan.out_proj), stream
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        at_out, at_stream = gradients
+        normed, inverse, projected, signal = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        xz = F.linear(normed, plan.in_proj)
+        x, z = xz.chunk(2, dim=-1)
+        at_xz = torch.empty_like(xz)
+        at_x, at_z = at_xz.chunk(2, dim=-1)
+        at_y, _ = fused.gate_relevance(
+            at_out @ plan.out_proj, signal, z, *plan.share, plan.scale, out_z=at_z
+        )
+        dt, b, c = plan.scan_inputs(projected)
+        at_y = at_y.unsqueeze(1).expand(-1, 2, -1, -1)
+        at_u = selective_scan_relevance(at_y, dt, plan.A, b, c, plan.D, order=_ORDER)
+        _, absorbed = fused.conv_silu_relevance(
+            at_u, x, *plan.conv, _REVERSE, plan.gamma, out_x=at_x
+        )
+        ctx.ledger.append(Absorption("bias: convolution", ctx.block.mixer.conv1d, absorbed))
+        at = fused.norm_relevance(at_xz @ plan.in_proj, at_stream, plan.norm, inverse)
+        return at.to(ctx.dtype), None if ctx.first else at, None, None, None
