@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from vimlrp.errors import KernelError
+from vimlrp.kernels import native
 
 __all__ = ["VARIABLE", "Backend", "backends", "choose"]
 
 # Forces a backend for every call that leaves the choice open.
 VARIABLE = "VIMLRP_BACKEND"
-_NAMES = ("reference", "cpu", "triton")
+_NAMES = ("reference", "cpu", "native", "triton")
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ def backends() -> tuple[Backend, ...]:
 
     Example:
         >>> [backend.name for backend in backends()]
-        ['reference', 'cpu', 'triton']
+        ['reference', 'cpu', 'native', 'triton']
     """
     return (
         Backend("reference", True, "plain PyTorch, runs on any device"),
         Backend("cpu", True, "blocked PyTorch loop, runs on any CPU"),
+        Backend("native", *native.status()),
         Backend("triton", *_triton()),
     )
 
@@ -77,21 +79,25 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def _fastest(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
-        return "cpu"
+        return "cpu" if _obstacle("native", device, dtype) else "native"
     return "reference" if _obstacle("triton", device, dtype) else "triton"
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Why a backend cannot take a call; empty if it can."""
-    if name == "cpu" and device.type != "cpu":
-        return f"the inputs lie on {device}, and it needs them on the CPU"
-    if name != "triton":
+    if name == "reference":
         return ""
-    usable, reason = _triton()
+    if name != "triton" and device.type != "cpu":
+        return f"the inputs lie on {device}, and it needs them on the CPU"
+    if name == "cpu":
+        return ""
+    usable, reason = _triton() if name == "triton" else native.status()
     if not usable:
         return reason
     if dtype == torch.float64:
         return "an input is float64, and its state is float32"
+    if name == "native":
+        return ""
     if device.type != "cuda" and not _interpreted():
         return f"the inputs lie on {device}, and it needs them on a CUDA GPU"
     return ""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vimlrp.kernels import blocked, blocked_full
+from vimlrp.kernels import blocked, blocked_full, native
 
 __all__ = ["scan"]
 
@@ -29,6 +29,8 @@ class _Implementation(NamedTuple):
 def _implementation(backend: str) -> _Implementation:
     if backend == "cpu":
         return _Implementation(blocked.forward, blocked.input_backward, blocked_full.full_backward)
+    if backend == "native":
+        return _Implementation(native.forward, native.input_backward, blocked_full.full_backward)
     # Imported at first use: Triton is absent on most machines without a GPU.
     from vimlrp.kernels import triton
 

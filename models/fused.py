@@ -92,7 +92,9 @@ def plan_of(block: "Block") -> Plan | None:
     return None if numbers is None else _gather(block, *numbers)
 
 
-def run(plan: Plan, block: "Block", hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, ...]:
+def run(
+    plan: Plan, block: "Block", hidden: Tensor, residual: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Run a block as one operation.
 
     Args:
@@ -106,7 +108,7 @@ def run(plan: Plan, block: "Block", hidden: Tensor, residual: Tensor | None) -> 
     """
     trace = active()
     ledger = [] if trace is None else trace.absorptions
-    out: tuple[Tensor, ...] = _FusedBlock.apply(hidden, residual, plan, block, ledger)
+    out: tuple[Tensor, Tensor] = _FusedBlock.apply(hidden, residual, plan, block, ledger)
     return out
 
 
