@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,6 @@ __all__ = ["VARIABLE", "Backend", "backends", "choose"]
 
 # Forces a backend for every call that leaves the choice open.
 VARIABLE = "VIMLRP_BACKEND"
-_NAMES = ("reference", "cpu", "native", "triton")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,7 @@ def backends() -> tuple[Backend, ...]:
         >>> [backend.name for backend in backends()]
         ['reference', 'cpu', 'native', 'triton']
     """
-    return (
-        Backend("reference", True, "plain PyTorch, runs on any device"),
-        Backend("cpu", True, "blocked PyTorch loop, runs on any CPU"),
-        Backend("native", *native.status()),
-        Backend("triton", *_triton()),
-    )
+    return tuple(Backend(name, *verdict()) for name, verdict in _VERDICTS.items())
 
 
 # The choice is fixed for a compiled graph, so torch.compile need not look inside.
@@ -67,7 +62,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
         name = os.environ.get(VARIABLE, "auto")
     if name == "auto":
         return _fastest(device, dtype)
-    if name not in _NAMES:
+    if name not in _VERDICTS:
         raise KernelError(f"There is no backend {name!r}. {_choices()}")
     obstacle = _obstacle(name, device, dtype)
     if obstacle:
@@ -87,20 +82,15 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Why a backend cannot take a call; empty if it can."""
     if name == "reference":
         return ""
-    if name != "triton" and device.type != "cpu":
-        return f"the inputs lie on {device}, and it needs them on the CPU"
-    if name == "cpu":
-        return ""
-    usable, reason = _triton() if name == "triton" else native.status()
+    usable, reason = _VERDICTS[name]()
     if not usable:
         return reason
-    if dtype == torch.float64:
+    if dtype == torch.float64 and name != "cpu":
         return "an input is float64, and its state is float32"
-    if name == "native":
+    kind, place = ("cuda", "on a CUDA GPU") if name == "triton" else ("cpu", "on the CPU")
+    if device.type == kind or (name == "triton" and _interpreted()):
         return ""
-    if device.type != "cuda" and not _interpreted():
-        return f"the inputs lie on {device}, and it needs them on a CUDA GPU"
-    return ""
+    return f"the inputs lie on {device}, and it needs them {place}"
 
 
 def _interpreted() -> bool:
@@ -116,6 +106,15 @@ def _triton() -> tuple[bool, str]:
     if not torch.cuda.is_available():
         return False, "PyTorch sees no CUDA GPU"
     return True, f"compiles for {torch.cuda.get_device_name()}"
+
+
+# Whether each backend can run here, and why.
+_VERDICTS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "reference": lambda: (True, "plain PyTorch, runs on any device"),
+    "cpu": lambda: (True, "blocked PyTorch loop, runs on any CPU"),
+    "native": native.status,
+    "triton": _triton,
+}
 
 
 def _choices() -> str:

@@ -11,7 +11,7 @@ from vimlrp.kernels import ScanOrder, backends, selective_scan
 NAMES = ("u", "dt", "A", "B", "C", "D")
 # The fast backends that run in this process; `test_triton_interpreted` starts one with Triton.
 FAST = [b.name for b in backends() if b.usable and b.name != "reference"]
-DEVICE = {"cpu": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
+DEVICE = {"cpu": "cpu", "native": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 ORDERS = ("forward", "reverse", "bidirectional", "indexed")
 
 
