@@ -1,0 +1,232 @@
+"""The fused operations on a CUDA GPU: what their Triton programs are launched with.
+
+`fused` documents and checks the arguments. Sums over the blocks of a sample are sums of partial
+results in a fixed order, without atomic additions, so that a run repeats bit for bit.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from vimlrp.kernels.fused_triton_kernels import (
+    add_rms_norm_kernel,
+    conv_silu_kernel,
+    conv_silu_relevance_kernel,
+    gate_kernel,
+    gate_relevance_kernel,
+    norm_relevance_kernel,
+    step_kernel,
+)
+
+__all__ = [
+    "add_rms_norm",
+    "conv_silu",
+    "conv_silu_relevance",
+    "gate",
+    "gate_relevance",
+    "norm_relevance",
+    "step",
+]
+
+# Elements of a tile: sixteen a thread of four warps.
+_TILE = 2048
+_WARPS = 4
+# Channels of a program that walks, one a thread.
+_CHANNELS = 128
+# Positions whose loads such a program has under way at once.
+_UNROLL = 4
+# Positions that one walks: short enough to fill the GPU several times over, long enough that the
+# positions next to a chunk, which are read twice, are few.
+_LONGEST, _SHORTEST = 64, 16
+_THREADS = 1 << 19
+
+
+def add_rms_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fused.add_rms_norm`."""
+    hidden, weight = _rows(hidden), weight.contiguous()
+    summand = hidden if residual is None else _rows(residual)
+    shape = hidden.shape
+    stream = torch.empty(shape, dtype=torch.float32, device=hidden.device)
+    normed = torch.empty(shape, dtype=weight.dtype, device=hidden.device)
+    inverse = torch.empty(shape[:2], dtype=torch.float32, device=hidden.device)
+    sizes = _whole_rows(shape)
+    _launch(
+        add_rms_norm_kernel, _tiles(shape, sizes), hidden, summand, weight, stream, normed, inverse,
+        hidden.stride(), summand.stride(), shape[1], eps, shape[2],
+        HAS_RESIDUAL=residual is not None, **sizes,
+    )  # fmt: skip
+    return stream, normed, inverse
+
+
+def norm_relevance(
+    at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
+) -> Tensor:
+    """`fused.norm_relevance`."""
+    at_normed, weight = _rows(at_normed), weight.contiguous()
+    summand = at_normed if at_stream is None else _rows(at_stream)
+    shape = at_normed.shape
+    out = torch.empty(shape, dtype=torch.float32, device=at_normed.device)
+    sizes = _whole_rows(shape)
+    _launch(
+        norm_relevance_kernel, _tiles(shape, sizes), at_normed, summand, weight, inverse, out,
+        at_normed.stride(), summand.stride(), inverse.stride(), shape[1], shape[2],
+        HAS_STREAM=at_stream is not None, **sizes,
+    )  # fmt: skip
+    return out
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:
+    """`fused.conv_silu`."""
+    x = _rows(x)
+    u = torch.empty((len(x), len(weight), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    chunk, sizes = _walk(x, weight, bias, reverse)
+    _launch(
+        conv_silu_kernel, _walks(x, chunk, sizes), x, weight.contiguous(), _present(bias, x), u,
+        x.stride(), u.stride(), x.shape[1], chunk, x.shape[2], **sizes,
+    )  # fmt: skip
+    return u
+
+
+def conv_silu_relevance(
+    at_u: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    reverse: tuple[bool, ...],
+    gamma: float,
+    out_x: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fused.conv_silu_relevance`."""
+    at_u, x = _rows(at_u), _rows(x)
+    at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out_x is None else out_x
+    chunk, sizes = _walk(x, weight, bias, reverse)
+    programs = _walks(x, chunk, sizes)
+    per_sample = 0 if bias is None else programs // max(len(x), 1)
+    absorbed = torch.empty((len(x), per_sample), dtype=torch.float32, device=x.device)
+    _launch(
+        conv_silu_relevance_kernel, programs, at_u, x, weight.contiguous(), _present(bias, x),
+        at_x, absorbed, at_u.stride(), x.stride(), at_x.stride(), x.shape[1], chunk, float(gamma),
+        x.shape[2], **sizes,
+    )  # fmt: skip
+    return at_x, absorbed.sum(1)
+
+
+def gate(y: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`fused.gate`."""
+    y, z = _rows(y), _rows(z)
+    gated, signal = (torch.empty(z.shape, dtype=y.dtype, device=y.device) for _ in range(2))
+    sizes = _tile(z.shape)
+    _launch(
+        gate_kernel, _tiles(z.shape, sizes), y, z, gated, signal, y.stride(), z.stride(),
+        z.shape[1], float(scale), z.shape[2], K=y.shape[1], **sizes,
+    )  # fmt: skip
+    return gated, signal
+
+
+def gate_relevance(
+    at_gated: Tensor,
+    signal: Tensor,
+    z: Tensor,
+    share_signal: float,
+    share_gate: float,
+    scale: float,
+    out_z: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fused.gate_relevance`."""
+    at_gated, signal, z = _rows(at_gated), _rows(signal), _rows(z)
+    at_y = torch.empty(z.shape, dtype=signal.dtype, device=z.device)
+    at_z = torch.empty(z.shape, dtype=z.dtype, device=z.device) if out_z is None else out_z
+    sizes = _tile(z.shape)
+    _launch(
+        gate_relevance_kernel, _tiles(z.shape, sizes), at_gated, signal, z, at_y, at_z,
+        at_gated.stride(), signal.stride(), z.stride(), at_z.stride(), z.shape[1],
+        float(share_signal * scale), float(share_gate), z.shape[2], **sizes,
+    )  # fmt: skip
+    return at_y, at_z
+
+
+def step(raw: Tensor, bias: Tensor) -> Tensor:
+    """`fused.step`."""
+    raw = _rows(raw)
+    dt = torch.empty(raw.shape, dtype=raw.dtype, device=raw.device)
+    rows = torch.Size((raw.shape[0] * raw.shape[1], *raw.shape[2:]))
+    sizes = _tile(rows)
+    _launch(
+        step_kernel, _tiles(rows, sizes), raw, bias.contiguous(), dt, raw.stride(), raw.shape[2],
+        raw.shape[3], K=raw.shape[1], **sizes,
+    )  # fmt: skip
+    return dt
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`x`, copied where neighbouring channels are apart in memory."""
+    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def _present(bias: Tensor | None, x: Tensor) -> Tensor:
+    """The bias, or for a program without one a tensor that it never reads."""
+    return x if bias is None else bias.contiguous()
+
+
+def _tile(shape: torch.Size) -> dict[str, Any]:
+    """The block sizes of programs that take a tile of (B, L, E) each."""
+    block_e = min(256, triton.next_power_of_2(shape[2]))
+    block_t = min(_TILE // block_e, triton.next_power_of_2(shape[1]))
+    return {"BLOCK_T": block_t, "BLOCK_E": block_e, "num_warps": _WARPS}
+
+
+def _whole_rows(shape: torch.Size) -> dict[str, Any]:
+    """The same where a tile must hold rows as a whole."""
+    block_e = triton.next_power_of_2(shape[2])
+    block_t = max(1, min(_TILE // block_e, triton.next_power_of_2(shape[1])))
+    warps = _WARPS if block_e <= 2 * _TILE else 16
+    return {"BLOCK_T": block_t, "BLOCK_E": block_e, "num_warps": warps}
+
+
+def _tiles(shape: torch.Size, sizes: dict[str, Any]) -> int:
+    rows = shape[0] * triton.cdiv(shape[1], sizes["BLOCK_T"])
+    return int(rows * triton.cdiv(shape[2], sizes["BLOCK_E"]))
+
+
+def _walk(
+    x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]
+) -> tuple[int, dict[str, Any]]:
+    """The chunk of positions, and the constants, of programs that walk along the sequence."""
+    batch, length, channels = x.shape
+    width = weight.shape[2]
+    fewest, most = triton.cdiv(length, _LONGEST), triton.cdiv(length, _SHORTEST)
+    wanted = triton.cdiv(_THREADS, max(1, batch * channels))
+    parts = max(fewest, min(most, wanted))
+    # The last positions of a chunk take width - 1 steps more; together they fill whole rounds.
+    steps = triton.cdiv(triton.cdiv(length, parts) + width - 1, _UNROLL) * _UNROLL
+    block = max(32, min(_CHANNELS, triton.next_power_of_2(channels)))
+    return steps - width + 1, {
+        "K": len(weight),
+        "W": width,
+        "REVERSE": sum(back << k for k, back in enumerate(reverse)),
+        "HAS_BIAS": bias is not None,
+        "UNROLL": _UNROLL,
+        "BLOCK_E": block,
+        "num_warps": block // 32,
+    }
+
+
+def _walks(x: Tensor, chunk: int, sizes: dict[str, Any]) -> int:
+    parts = triton.cdiv(x.shape[1], chunk)
+    return int(len(x) * parts * triton.cdiv(x.shape[2], sizes["BLOCK_E"]))
+
+
+def _launch(kernel: Any, programs: int, *args: Any, **sizes: Any) -> None:
+    if programs:
+        with _on(args[0]):
+            kernel[(programs,)](*args, **sizes)
+
+
+def _on(x: Tensor) -> AbstractContextManager[Any]:
+    """Launch on the GPU of x; Triton's interpreter has none."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

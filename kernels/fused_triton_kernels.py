@@ -1,0 +1,306 @@
+"""The Triton programs of the fused operations.
+
+The convolution's programs walk along the sequence with one channel a thread: the W inputs under
+the taps stay in registers, so that nothing is read twice. A direction that runs forwards has its
+output at the newest of those positions, one that is reversed at the oldest, and both pass their
+relevance to exactly these positions; one window serves all directions. The other programs take a
+tile of rows each.
+"""
+
+# A program's arguments are traced into pointers and scalars; Python types say nothing about them.
+# Tuples grow by concatenation, since a traced one has no other way to grow, in loops that unroll.
+# ruff: noqa: ANN001, ANN201, ANN202, B007, C901, RUF005
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "add_rms_norm_kernel",
+    "conv_silu_kernel",
+    "conv_silu_relevance_kernel",
+    "gate_kernel",
+    "gate_relevance_kernel",
+    "norm_relevance_kernel",
+    "step_kernel",
+]
+
+# Sizes that change from call to call: no new compilation for each of their values.
+_VARYING = ["length", "chunk"]
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def tile(length, E, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Row of the batch, offsets (T, 1) and (1, E), and their mask, of a program's tile."""
+    blocks, parts = tl.cdiv(E, BLOCK_E), tl.cdiv(length, BLOCK_T)
+    pid = tl.program_id(0)
+    row = pid // blocks
+    b = (row // parts).to(tl.int64)
+    t = (row % parts) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
+    e = (pid % blocks) * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]
+    return b, t, e, (t < length) & (e < E)
+
+
+@triton.jit
+def span(length, chunk, E, BLOCK_E: tl.constexpr):
+    """Row of the batch, positions [first, last) and channels of a program that walks."""
+    blocks, parts = tl.cdiv(E, BLOCK_E), tl.cdiv(length, chunk)
+    pid = tl.program_id(0)
+    row = pid // blocks
+    first = (row % parts) * chunk
+    e = (pid % blocks) * BLOCK_E + tl.arange(0, BLOCK_E)
+    return (row // parts).to(tl.int64), first, tl.minimum(first + chunk, length), e
+
+
+@triton.jit
+def taps(
+    weight, bias, e, E,
+    K: tl.constexpr, W: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """The taps of all directions in memory order, K times W of them, and the K biases."""
+    weights = ()
+    biases = ()
+    for k in tl.static_range(K):
+        for q in tl.static_range(W):
+            tap = W - 1 - q if (REVERSE >> k) & 1 else q
+            at = weight + (k * E + e) * W + tap
+            weights = weights + (tl.load(at, e < E, 0.0).to(tl.float32),)
+        if HAS_BIAS:
+            biases = biases + (tl.load(bias + k * E + e, e < E, 0.0).to(tl.float32),)
+        else:
+            biases = biases + (tl.zeros_like(e).to(tl.float32),)
+    return weights, biases
+
+
+@triton.jit
+def before(x, first, stride, e, E, W: tl.constexpr):
+    """The W inputs before a position, the oldest first."""
+    window = ()
+    for q in tl.static_range(W):
+        at = first - W + q
+        value = tl.load(x + at * stride + e, (e < E) & (at >= 0), 0.0)
+        window = window + (value.to(tl.float32),)
+    return window
+
+
+@triton.jit
+def passed(at_u, c, size, gamma):
+    """The gradient at c times c over the rule's denominator; `size` sums the contributions' sizes.
+
+    The winning part is (c + size) / 2 or (c - size) / 2, so the quotient is that of |c| and
+    |c| + gamma (|c| + size) / 2: no difference of large sums.
+    """
+    above = tl.abs(c)
+    below = (1.0 + tl.exp(-c)) * (above + 0.5 * gamma * (above + size))
+    return at_u * tl.where(c == 0.0, 0.5, above / below)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def conv_silu_kernel(
+    x, weight, bias, u, x_strides, u_strides, length, chunk, E,
+    K: tl.constexpr, W: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    UNROLL: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """The convolutions of a chunk of positions in all directions, and SiLU."""
+    b, first, last, e = span(length, chunk, E, BLOCK_E)
+    has = e < E
+    weights, biases = taps(weight, bias, e, E, K, W, REVERSE, HAS_BIAS)
+    x += b * x_strides[0]
+    u += b * u_strides[0]
+    window = before(x, first, x_strides[1], e, E, W)
+    for start in range(first, last + W - 1, UNROLL):
+        # All loads before the first store, or they would wait for one another.
+        loaded = ()
+        for j in tl.static_range(UNROLL):
+            value = tl.load(x + (start + j) * x_strides[1] + e, has & (start + j < length), 0.0)
+            loaded = loaded + (value,)
+        for j in tl.static_range(UNROLL):
+            window = window[1:] + (loaded[j].to(tl.float32),)
+            for k in tl.static_range(K):
+                at = start + j - (W - 1 if (REVERSE >> k) & 1 else 0)
+                c = biases[k]
+                for q in tl.static_range(W):
+                    c += weights[k * W + q] * window[q]
+                out = (c * sigmoid(c)).to(u.dtype.element_ty)
+                here = has & (at >= first) & (at < last)
+                tl.store(u + k * u_strides[1] + at * u_strides[2] + e, out, here)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def conv_silu_relevance_kernel(
+    at_u, x, weight, bias, at_x, absorbed, at_u_strides, x_strides, at_x_strides,
+    length, chunk, gamma, E,
+    K: tl.constexpr, W: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    UNROLL: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """The gradient at a chunk of inputs, and what the biases absorb at its positions.
+
+    A window past the end reads zeros; one that reaches out of the chunk adds to positions that
+    another program stores. An input's sum is complete once it is the oldest of the window.
+    """
+    b, first, last, e = span(length, chunk, E, BLOCK_E)
+    has = e < E
+    weights, biases = taps(weight, bias, e, E, K, W, REVERSE, HAS_BIAS)
+    at_u += b * at_u_strides[0]
+    x += b * x_strides[0]
+    at_x += b * at_x_strides[0]
+    window = before(x, first, x_strides[1], e, E, W)
+    none = tl.zeros((BLOCK_E,), tl.float32)
+    kept = none
+    sums = ()
+    for q in tl.static_range(W):
+        sums = sums + (none,)
+    for start in range(first, last + W - 1, UNROLL):
+        # All loads before the first store, or they would wait for one another.
+        loaded = ()
+        gradients = ()
+        for j in tl.static_range(UNROLL):
+            value = tl.load(x + (start + j) * x_strides[1] + e, has & (start + j < length), 0.0)
+            loaded = loaded + (value,)
+            for k in tl.static_range(K):
+                at = start + j - (W - 1 if (REVERSE >> k) & 1 else 0)
+                row = at_u + k * at_u_strides[1] + at * at_u_strides[2]
+                value = tl.load(row + e, has & (at >= 0) & (at < length), 0.0)
+                gradients = gradients + (value,)
+        for j in tl.static_range(UNROLL):
+            window = window[1:] + (loaded[j].to(tl.float32),)
+            sums = sums[1:] + (none,)
+            for k in tl.static_range(K):
+                at = start + j - (W - 1 if (REVERSE >> k) & 1 else 0)
+                c = biases[k]
+                size = tl.abs(biases[k])
+                products = ()
+                for q in tl.static_range(W):
+                    product = weights[k * W + q] * window[q]
+                    c += product
+                    size += tl.abs(product)
+                    products = products + (product,)
+                s = passed(gradients[j * K + k].to(tl.float32), c, size, gamma)
+                raised = s * (1.0 + gamma)
+                # What a contribution counts if it is not below zero, and if it is; see the twin
+                # for one of exactly zero.
+                upper = tl.where(c > 0.0, raised, s)
+                lower = tl.where(c < 0.0, raised, s)
+                added = ()
+                for q in tl.static_range(W):
+                    factor = tl.where(products[q] >= 0.0, upper, lower)
+                    added = added + (sums[q] + weights[k * W + q] * factor,)
+                sums = added
+                if HAS_BIAS:
+                    own = (at >= first) & (at < last)
+                    share = biases[k] * tl.where(biases[k] >= 0.0, upper, lower)
+                    kept += tl.where(own, share, 0.0)
+            at = start + j - (W - 1)
+            here = has & (at >= first) & (at < last)
+            tl.store(at_x + at * at_x_strides[1] + e, sums[0].to(at_x.dtype.element_ty), here)
+    if HAS_BIAS:
+        tl.store(absorbed + tl.program_id(0), tl.sum(kept, 0))
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def add_rms_norm_kernel(
+    hidden, residual, weight, stream, normed, inverse, hidden_strides, residual_strides,
+    length, eps, E, HAS_RESIDUAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Sum, inverse root mean square and normalised sum of whole rows."""
+    b, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
+    at = hidden + b * hidden_strides[0] + t * hidden_strides[1] + e
+    total = tl.load(at, inside, 0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        at = residual + b * residual_strides[0] + t * residual_strides[1] + e
+        total += tl.load(at, inside, 0.0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / E + eps)  # (T, 1)
+    scale = tl.load(weight + e, e < E, 0.0).to(tl.float32)
+    row = b * length + t
+    tl.store(stream + row * E + e, total, inside)
+    out = (total * factor * scale).to(normed.dtype.element_ty)
+    tl.store(normed + row * E + e, out, inside)
+    tl.store(inverse + row, factor, t < length)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def norm_relevance_kernel(
+    at_normed, at_stream, weight, inverse, out, at_normed_strides, at_stream_strides,
+    inverse_strides, length, E,
+    HAS_STREAM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """at_stream + at_normed * weight * inverse."""
+    b, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
+    at = at_normed + b * at_normed_strides[0] + t * at_normed_strides[1] + e
+    factor = tl.load(inverse + b * inverse_strides[0] + t * inverse_strides[1], t < length, 0.0)
+    scale = tl.load(weight + e, e < E, 0.0).to(tl.float32)
+    total = tl.load(at, inside, 0.0).to(tl.float32) * scale * factor.to(tl.float32)
+    if HAS_STREAM:
+        at = at_stream + b * at_stream_strides[0] + t * at_stream_strides[1] + e
+        total += tl.load(at, inside, 0.0).to(tl.float32)
+    tl.store(out + (b * length + t) * E + e, total, inside)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def gate_kernel(
+    y, z, gated, signal, y_strides, z_strides, length, scale, E,
+    K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """The scaled sum over directions, and its product with SiLU(z)."""
+    b, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
+    gating = tl.load(z + b * z_strides[0] + t * z_strides[1] + e, inside, 0.0).to(tl.float32)
+    y += b * y_strides[0]
+    total = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
+    for k in tl.static_range(K):
+        at = y + k * y_strides[1] + t * y_strides[2] + e
+        total += tl.load(at, inside, 0.0).to(tl.float32)
+    total *= scale
+    out = (b * length + t) * E + e
+    tl.store(signal + out, total.to(signal.dtype.element_ty), inside)
+    product = total * gating * sigmoid(gating)
+    tl.store(gated + out, product.to(gated.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def gate_relevance_kernel(
+    at_gated, signal, z, at_y, at_z, at_gated_strides, signal_strides, z_strides, at_z_strides,
+    length, to_signal, to_gate, E, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """at_gated * SiLU(z) * to_signal, and at_gated * signal * sigmoid(z) * to_gate."""
+    b, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
+    at = at_gated + b * at_gated_strides[0] + t * at_gated_strides[1] + e
+    arriving = tl.load(at, inside, 0.0).to(tl.float32)
+    at = signal + b * signal_strides[0] + t * signal_strides[1] + e
+    gated = tl.load(at, inside, 0.0).to(tl.float32)
+    gating = tl.load(z + b * z_strides[0] + t * z_strides[1] + e, inside, 0.0).to(tl.float32)
+    arriving *= sigmoid(gating)
+    out = at_y + (b * length + t) * E + e
+    tl.store(out, (arriving * gating * to_signal).to(at_y.dtype.element_ty), inside)
+    out = at_z + b * at_z_strides[0] + t * at_z_strides[1] + e
+    tl.store(out, (arriving * gated * to_gate).to(at_z.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def step_kernel(
+    raw, bias, dt, raw_strides, length, E,
+    K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """softplus(raw + bias) as max(x, 0) + log(1 + w), where w = exp(-|x|); exact above 20 too.
+
+    log(1 + w) = 2 artanh(s) with s = w / (2 + w), whose series gains a factor of nine a term:
+    a logarithm of 1 + w would lose the small steps, which are the usual ones.
+    """
+    row, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
+    k = row % K
+    at = raw + (row // K) * raw_strides[0] + k * raw_strides[1] + t * raw_strides[2] + e
+    shift = tl.load(bias + k * E + e, e < E, 0.0).to(tl.float32)
+    x = tl.load(at, inside, 0.0).to(tl.float32) + shift
+    w = tl.exp(-tl.abs(x))
+    s = w / (2.0 + w)
+    square = s * s
+    series = tl.zeros_like(x)
+    for i in tl.static_range(8):
+        series = series * square + 1.0 / (15 - 2 * i)
+    out = tl.maximum(x, 0.0) + 2.0 * s * series
+    tl.store(dt + (row * length + t) * E + e, out.to(dt.dtype.element_ty), inside)
