@@ -64,7 +64,6 @@ def conv_silu_relevance(
     positive = _total(products.clamp(min=0), None if bias is None else bias.clamp(min=0))
     carrier = c + gamma * _winning(c, positive, c)
     s = at_u * torch.sigmoid(c) * torch.where(c == 0, 1.0, c / carrier)  # (B, K, L, E)
-    # The positive part of w x has the slope w where it is positive, and at x = 0 both halves of
     # An input of exactly 0 contributes 0, which has no sign: it counts as positive. Its relevance
     # is 0 either way, and this is what autograd makes of a sum of clamps before PyTorch 2.14.
     inputs = _windows(x.to(s.dtype), weight.shape[2], reverse)

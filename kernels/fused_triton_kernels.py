@@ -11,6 +11,7 @@ tile of rows each.
 # Tuples grow by concatenation, since a traced one has no other way to grow, in loops that unroll.
 # ruff: noqa: ANN001, ANN201, ANN202, B007, C901, RUF005
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="assignment, unreachable"
 
 import triton
 import triton.language as tl
@@ -233,9 +234,12 @@ def norm_relevance_kernel(
     """at_stream + at_normed * weight * inverse."""
     b, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
     at = at_normed + b * at_normed_strides[0] + t * at_normed_strides[1] + e
-    factor = tl.load(inverse + b * inverse_strides[0] + t * inverse_strides[1], t < length, 0.0)
+    # One-dimensional, so that a thread loads the factor of a row once for all its channels.
+    rows = (tl.program_id(0) % tl.cdiv(length, BLOCK_T)) * BLOCK_T + tl.arange(0, BLOCK_T)
+    inverse += b * inverse_strides[0]
+    factor = tl.load(inverse + rows * inverse_strides[1], rows < length, 0.0).to(tl.float32)
     scale = tl.load(weight + e, e < E, 0.0).to(tl.float32)
-    total = tl.load(at, inside, 0.0).to(tl.float32) * scale * factor.to(tl.float32)
+    total = tl.load(at, inside, 0.0).to(tl.float32) * scale * factor[:, None]
     if HAS_STREAM:
         at = at_stream + b * at_stream_strides[0] + t * at_stream_strides[1] + e
         total += tl.load(at, inside, 0.0).to(tl.float32)
