@@ -19,6 +19,9 @@ __all__ = ["forward", "full_backward", "input_backward"]
 
 # Steps between two kept states in the full backward; the states of a chunk stay in the L2 cache.
 _CHUNK = 8
+# Channels of a large call above which a program of the light walks takes two for each thread: fewer
+# programs, each with more independent work in flight, measured 12 % faster on an H200.
+_MANY_CHANNELS = 3072 * 64
 # One flag per direction travels as one bit of an integer argument.
 _MOST_DIRECTIONS = 31
 
@@ -54,9 +57,9 @@ def input_backward(
     du = _input_gradient(dy, shared)
     skip = dy if D is None else D
     with _on(dy):
-        relevance_kernel[_grid(dt, A, B)](
+        relevance_kernel[_grid(dt, A, B, light=True)](
             dy, dt, A, B, C, skip, du, dt if index is None else index,
-            *_strides(dy, dt, A, B, C, skip, du), **_sizes(dt, A, B, D, index, reverse),
+            *_strides(dy, dt, A, B, C, skip, du), **_sizes(dt, A, B, D, index, reverse, light=True),
         )  # fmt: skip
     return du.sum(1, keepdim=True).to(dy.dtype) if shared else du
 
@@ -79,7 +82,7 @@ def full_backward(
     starts = _states_before_chunks(u, dt, A, B, C, index, reverse)
     du = _input_gradient(dy, shared)
     ddt = torch.empty(dt.shape, dtype=dt.dtype, device=dt.device)
-    blocks = _blocks(A, B) * B.shape[3]
+    blocks = _blocks(dt, A, B) * B.shape[3]
     dB, dC = dt.new_empty((2, *dt.shape[:3], blocks, A.shape[2]), dtype=torch.float32)
     dA = dt.new_empty((dt.shape[0], len(A), A.shape[2], A.shape[1]), dtype=torch.float32)
     dD = dt.new_empty((dt.shape[0], *A.shape[:2]), dtype=torch.float32)
@@ -119,10 +122,11 @@ def _scan(
     u = u.expand(dt.shape)
     skip, out, kept = (u if x is None else x for x in (D, y, starts))
     with _on(u):
-        scan_kernel[_grid(dt, A, B)](
+        scan_kernel[_grid(dt, A, B, light=True)](
             u, dt, A, B, C, skip, out, kept, dt if index is None else index,
             *_strides(u, dt, A, B, C, skip, out, kept),
-            SAVE=starts is not None, CHUNK=_CHUNK, **_sizes(dt, A, B, D, index, reverse),
+            SAVE=starts is not None, CHUNK=_CHUNK,
+            **_sizes(dt, A, B, D, index, reverse, light=True),
         )  # fmt: skip
 
 
@@ -148,20 +152,25 @@ def _input_gradient(dy: Tensor, shared: bool) -> Tensor:
     return torch.empty(dy.shape, dtype=torch.float32 if shared else dy.dtype, device=dy.device)
 
 
-def _tile(A: Tensor, B: Tensor) -> tuple[int, int]:
-    """BLOCK_N and BLOCK_D: one channel a thread of a single warp while its state is small."""
+def _tile(dt: Tensor, A: Tensor, B: Tensor, light: bool) -> tuple[int, int]:
+    """BLOCK_N and BLOCK_D: a channel or two a thread of a single warp while its state is small.
+
+    A light program holds one state; the full gradient holds several.
+    """
     state = triton.next_power_of_2(A.shape[2])
     channels = triton.next_power_of_2(A.shape[1] // B.shape[3])
-    return state, min(channels, max(4, min(32, 1024 // state)))
+    many = dt.shape[0] * dt.shape[1] * dt.shape[3] >= _MANY_CHANNELS
+    lanes = 64 if light and many else 32
+    return state, min(channels, max(4, min(lanes, 32 * lanes // state)))
 
 
-def _blocks(A: Tensor, B: Tensor) -> int:
+def _blocks(dt: Tensor, A: Tensor, B: Tensor, light: bool = False) -> int:
     """Blocks of channels in a group."""
-    return int(triton.cdiv(A.shape[1] // B.shape[3], _tile(A, B)[1]))
+    return int(triton.cdiv(A.shape[1] // B.shape[3], _tile(dt, A, B, light)[1]))
 
 
-def _grid(dt: Tensor, A: Tensor, B: Tensor) -> tuple[int]:
-    return (dt.shape[0] * dt.shape[1] * B.shape[3] * _blocks(A, B),)
+def _grid(dt: Tensor, A: Tensor, B: Tensor, light: bool = False) -> tuple[int]:
+    return (dt.shape[0] * dt.shape[1] * B.shape[3] * _blocks(dt, A, B, light),)
 
 
 def _sizes(
@@ -171,6 +180,7 @@ def _sizes(
     D: Tensor | None,
     index: Tensor | None,
     reverse: Sequence[bool],
+    light: bool = False,
 ) -> dict[str, Any]:
     """The arguments that every program takes after its strides."""
     if len(reverse) > _MOST_DIRECTIONS:
@@ -178,7 +188,7 @@ def _sizes(
             f"The triton backend was given {len(reverse)} directions; it takes up to "
             f"{_MOST_DIRECTIONS} a call. Split the call, or choose backend='reference'."
         )
-    block_n, block_d = _tile(A, B)
+    block_n, block_d = _tile(dt, A, B, light)
     return {
         "length": dt.shape[2],
         "reverse": sum(bool(back) << k for k, back in enumerate(reverse)),
@@ -186,7 +196,7 @@ def _sizes(
         "E": A.shape[1] // B.shape[3],
         "K": dt.shape[1],
         "G": B.shape[3],
-        "PER_GROUP": _blocks(A, B),
+        "PER_GROUP": _blocks(dt, A, B, light),
         "HAS_D": D is not None,
         "HAS_INDEX": index is not None,
         "BLOCK_N": block_n,

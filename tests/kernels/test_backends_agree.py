@@ -45,6 +45,19 @@ def test_several_blocks_of_channels_in_a_group(backend: str) -> None:
         assert_same(p, p.to(torch.float64), backend, grad, 1e-5)
 
 
+@pytest.mark.skipif("triton" not in FAST, reason="Triton runs in its interpreter or on a GPU")
+@pytest.mark.parametrize("grad", ["full", "input"])
+def test_wide_blocks_of_triton(monkeypatch: pytest.MonkeyPatch, grad: str) -> None:
+    from vimlrp.kernels import triton
+
+    monkeypatch.setattr(triton, "_MANY_CHANNELS", 0)
+    p = problem(
+        order_of("bidirectional", 5), 5, batch=1, groups=1, channels=100, state=3,
+        dtype=torch.float32, device=DEVICE["triton"],
+    )  # fmt: skip
+    assert_same(p, p.to(torch.float64), "triton", grad, 1e-5)
+
+
 @pytest.mark.parametrize("grad", ["full", "input"])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("length", [1, 2, 11])
