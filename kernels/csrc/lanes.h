@@ -26,10 +26,6 @@ using Unaligned = float __attribute__((vector_size(4 * kLanes), aligned(4), may_
 
 #define INLINE inline __attribute__((always_inline))
 
-INLINE Vec broadcast(float x) {
-    return x - Vec{};  // 0 + x would turn -0 into 0
-}
-
 INLINE Vec clamp(Vec x, float low, float high) {
     // The order of operands lets NaN through.
 #if defined(__AVX512F__)
@@ -37,7 +33,7 @@ INLINE Vec clamp(Vec x, float low, float high) {
 #elif defined(__AVX2__)
     return _mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), x));
 #else
-    const Vec below = broadcast(low), above = broadcast(high);
+    const Vec below = low + Vec{}, above = high + Vec{};
     x = above < x ? above : x;
     return below > x ? below : x;
 #endif

@@ -62,8 +62,8 @@ EXPORT int64_t vimlrp_scan(const ScanCall* call, int64_t which) {
     choices(all);
     const Kernel& kernel = *all[which].kernel;
     const int64_t tasks = kernel.tasks(*call);
-    const int64_t threads = call->threads < tasks ? call->threads : tasks;
 #ifdef _OPENMP
+    const int64_t threads = call->threads < tasks ? call->threads : tasks;
     // No parallel region for one thread: threads of a busy machine wait for each other.
     if (threads > 1) {
 #pragma omp parallel num_threads(static_cast<int>(threads))
