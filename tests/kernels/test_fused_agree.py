@@ -232,6 +232,23 @@ def test_every_element_is_written(name: str, poisoned: Callable[[], int]) -> Non
             assert backend == "reference" or poisoned() > before
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_a_program_stores_its_own_positions_alone(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Programs run one after the other in the interpreter, where the next one would repair it.
+    from vimlrp.kernels import fused_triton
+
+    call = calls(70, 5, 2, 4, batch=1)["conv back"].to(DEVICE[backend])
+    chunk, _ = fused_triton._walk(*call.args[1:5])
+    monkeypatch.setattr(fused_triton, "_walks", lambda *_: 1)
+    room = torch.full((1, 70, 5), float("nan"), device=DEVICE[backend])
+    call(backend, out_x=room)
+    assert 1 < chunk < 70
+    assert room[:, :chunk].isfinite().all()
+    assert room[:, chunk:].isnan().all()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_runs_repeat_bit_for_bit(backend: str, name: str) -> None:
     call = calls(19, 5, 2, 4)[name]
