@@ -22,7 +22,6 @@ constexpr int kLanes = 4;
 // Vectors of the compiler's own: arithmetic on them is plain C++ on every processor.
 using Vec = float __attribute__((vector_size(4 * kLanes)));
 using Bits = int32_t __attribute__((vector_size(4 * kLanes)));
-using Unaligned = float __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -55,12 +54,15 @@ INLINE Vec exp2(Vec x) {
     return (Vec)((Bits)p + ((Bits)shifted << 23));
 }
 
+// One unaligned instruction each; rows may start anywhere.
 INLINE Vec load(const float* from) {
-    return *reinterpret_cast<const Unaligned*>(from);
+    Vec x;
+    __builtin_memcpy(&x, from, sizeof x);
+    return x;
 }
 
 INLINE void store(float* to, Vec x) {
-    *reinterpret_cast<Unaligned*>(to) = x;
+    __builtin_memcpy(to, &x, sizeof x);
 }
 
 // The last channels of a row, fewer than a register holds; the other lanes are 0.
