@@ -61,20 +61,19 @@ def conv_silu_relevance(
     """`fused.conv_silu_relevance`: `rules.Identity` of SiLU, then `rules.Gamma`, by hand."""
     products = _products(x, weight, bias, reverse)  # (B, K, L, E, W)
     c = _total(products, bias)
-    positive = _total(products.clamp(min=0), None if bias is None else bias.clamp(min=0))
-    carrier = c + gamma * _winning(c, positive, c)
+    magnitude = _total(products.abs(), None if bias is None else bias.abs())
+    sign, emphasis = c.sign(), 0.5 * gamma * (c != 0)
+    carrier = c + emphasis * (c + sign * magnitude)
     s = at_u * torch.sigmoid(c) * torch.where(c == 0, 1.0, c / carrier)  # (B, K, L, E)
-    # An input of exactly 0 contributes 0, which has no sign: it counts as positive. Its relevance
-    # is 0 either way, and this is what autograd makes of a sum of clamps before PyTorch 2.14.
-    inputs = _windows(x.to(s.dtype), weight.shape[2], reverse)
+    # The slope of a magnitude |w x| is w times the sign of the product, and 0 where x is 0.
     taps = _taps(weight.to(s.dtype), reverse)  # (K, 1, E, W)
-    rising = torch.where((inputs == 0) | (inputs * taps > 0), taps, 0.0)
-    slopes = taps + gamma * _winning(taps, rising, c.unsqueeze(-1))  # (B, K, L, E, W)
+    agree = sign.unsqueeze(-1) * products.sign()  # (B, K, L, E, W)
+    slopes = taps * (1 + emphasis.unsqueeze(-1) * (1 + agree))
     at_x = _gather(s.unsqueeze(-1) * slopes, reverse).to(x.dtype if out_x is None else out_x.dtype)
     absorbed = s.new_zeros(len(x))
     if bias is not None:
         b = bias.to(s.dtype).unsqueeze(1)  # (K, 1, E)
-        share = s * (b + gamma * _winning(b, b.clamp(min=0), c))
+        share = s * (b + emphasis * (b + sign * b.abs()))
         absorbed = share.flatten(1).sum(1)
     return at_x if out_x is None else out_x.copy_(at_x), absorbed
 
@@ -132,11 +131,6 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[boo
 def _total(products: Tensor, bias: Tensor | None) -> Tensor:
     """Sum the contributions of an output, (B, K, L, E)."""
     return products.sum(-1) if bias is None else products.sum(-1) + bias.unsqueeze(1)
-
-
-def _winning(total: Tensor, positive: Tensor, sign: Tensor) -> Tensor:
-    """The part of `total` that has the sign of `sign`, given its positive part."""
-    return torch.where(sign > 0, positive, torch.where(sign < 0, total - positive, 0.0))
 
 
 def _gather(shares: Tensor, reverse: tuple[bool, ...]) -> Tensor:

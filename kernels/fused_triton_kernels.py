@@ -184,13 +184,15 @@ def conv_silu_relevance_kernel(
                     products = products + (product,)
                 s = passed(gradients[j * K + k].to(tl.float32), c, size, gamma)
                 raised = s * (1.0 + gamma)
-                # What a contribution counts if it is not below zero, and if it is; see the twin
-                # for one of exactly zero.
+                # What a contribution counts above zero and below it; one of exactly zero counts
+                # half with either sign.
                 upper = tl.where(c > 0.0, raised, s)
                 lower = tl.where(c < 0.0, raised, s)
+                middle = 0.5 * (upper + lower)
                 added = ()
                 for q in tl.static_range(W):
-                    factor = tl.where(products[q] >= 0.0, upper, lower)
+                    signed = tl.where(products[q] > 0.0, upper, lower)
+                    factor = tl.where(products[q] == 0.0, middle, signed)
                     added = added + (sums[q] + weights[k * W + q] * factor,)
                 sums = added
                 if HAS_BIAS:

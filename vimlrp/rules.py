@@ -219,10 +219,10 @@ class Epsilon(AffineRule):
 class Gamma(AffineRule):
     """Generalised LRP-gamma (MambaLRP, appendix C.2; Andeol et al. 2022).
 
-    Contributions of the sign of z_k count 1 + gamma times. Written with p and n, the sums of the
-    positive and the negative contributions (p + n = z), the denominator is z + gamma p where z > 0
-    and z + gamma n where z < 0: never nearer to zero than z itself. Where z is exactly 0 it has no
-    sign, and the rule is LRP-0.
+    Contributions of the sign of z_k count 1 + gamma times. With m the sum of the magnitudes of all
+    contributions, those of the sign of z_k sum to (z_k + sign(z_k) m) / 2, and the denominator is
+    z_k plus gamma times that: never nearer to zero than z_k itself. A z_k of exactly 0 has no sign,
+    and the rule is LRP-0 there; a contribution of exactly 0 counts half with either sign.
 
     Args:
         gamma: How much more the contributions of the winning sign count.
@@ -238,28 +238,22 @@ class Gamma(AffineRule):
         """Carry the gradient of z through the denominator, scaled by z over it."""
         z = site.linear(x, weight) if bias is None else site.linear(x, weight) + bias
         value = z.detach()
-        z = z.to(at_least_float32(z))
-        carrier = z + self.gamma * self._winning(z, self._positive(site, x, weight, bias), value)
+        sign, emphasis = value.sign(), 0.5 * self.gamma * (value != 0)
+        wide = z.to(at_least_float32(z))
+        carrier = wide + emphasis * (wide + sign * _magnitude(site, x, weight, bias))
         factor = torch.where(value == 0, 1.0, value / carrier.detach())
         out = with_gradient_of(value, carrier, factor)
         if bias is not None:
-            winning = self._winning(bias, bias.clamp(min=0), value)
-            _absorb(site, "bias", out, factor * (bias + self.gamma * winning))
+            _absorb(site, "bias", out, factor * (bias + emphasis * (bias + sign * bias.abs())))
         return out
 
-    @staticmethod
-    def _positive(site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # Half precision loses the small difference of large sums of opposite sign.
-        x, weight = x.to(at_least_float32(x)), weight.to(at_least_float32(weight))
-        out = site.linear(x.clamp(min=0), weight.clamp(min=0))
-        out = out + site.linear(x.clamp(max=0), weight.clamp(max=0))
-        return out if bias is None else out + bias.clamp(min=0)
 
-    @staticmethod
-    def _winning(total: Tensor, positive: Tensor, sign: Tensor) -> Tensor:
-        """The part of `total` that has the sign of `sign`, given its positive part."""
-        negative = total - positive
-        return torch.where(sign > 0, positive, torch.where(sign < 0, negative, 0.0))
+def _magnitude(site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Sum the magnitudes of all contributions to W x + b."""
+    # Half precision loses the small difference of large sums of opposite sign.
+    x, weight = x.to(at_least_float32(x)), weight.to(at_least_float32(weight))
+    total = site.linear(x.abs(), weight.abs())
+    return total if bias is None else total + bias.abs()
 
 
 def _absorb(site: "AffineSite", what: str, stream: Tensor, share: Tensor) -> None:

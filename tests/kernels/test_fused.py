@@ -68,18 +68,9 @@ def test_convolution_follows_the_rules(
     at_u = torch.randn_like(u)
     (expected,) = torch.autograd.grad(u, leaf, at_u)
     at_x, absorbed = fused.conv_silu_relevance(at_u, x, weight, bias, BOTH, gamma)
-    # What a clamp does to a gradient at its bound depends on the version of PyTorch.
-    counted = torch.ones_like(x) if gradient_at_bound() or not gamma else x != 0
-    assert counted.any()
-    close(at_x * counted, expected * counted)
+    close(at_x, expected)
     close(absorbed, sum((a.share for a in trace.absorptions), torch.zeros(3)))
     assert len(trace.absorptions) == (2 if with_bias else 0)
-
-
-def gradient_at_bound() -> bool:
-    zero = torch.zeros(1, requires_grad=True)
-    (gradient,) = torch.autograd.grad(zero.clamp(min=0), zero)
-    return bool(gradient)
 
 
 @pytest.mark.parametrize("reverse", [(False,), (True,), (True, False), (False, False, True)])
@@ -95,9 +86,11 @@ def test_directions_are_free(reverse: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bias", "slope"), [(1.0, 1.0), (-1.0, 1 / 1.25), (0.0, 1.0)], ids=["above", "below", "zero"]
+    ("bias", "slope"),
+    [(1.0, 1.125 / 1.25), (-1.0, 1.125 / 1.25), (0.0, 1.0)],
+    ids=["above", "below", "zero"],
 )
-def test_an_input_of_exactly_zero_counts_as_positive(bias: float, slope: float) -> None:
+def test_an_input_of_exactly_zero_counts_half_with_either_sign(bias: float, slope: float) -> None:
     # With x = 0 the output is the bias alone, and the rule's factor is 1 / 1.25 unless it is 0.
     for weight in (0.5, -0.5):
         at_x, absorbed = fused.conv_silu_relevance(
