@@ -16,7 +16,7 @@ $(BIN)/python:
 		{ echo "vimlrp needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-%: pyproject.toml setup.py $(wildcard kernels/csrc/*) | $(BIN)/python
 	@echo "installing vimlrp[$*] into $(VENV); the first time this takes some minutes"
 	$(PIP) --editable '.[$*]'
 	@touch $@
