@@ -34,8 +34,8 @@ def main() -> int:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder / "site")
         config = ["--config-file", str(ROOT / "pyproject.toml")]
-        cache = ["--cache-dir", str(ROOT / ".mypy_cache")]
-        check = [sys.executable, "-m", "mypy", *config, *cache, "vimlrp"]
+        # No cache of an earlier run: its files lay in another folder.
+        check = [sys.executable, "-m", "mypy", *config, "--cache-dir", name, "vimlrp"]
         result = subprocess.run(
             check, cwd=folder / "site", capture_output=True, text=True, check=False
         )
