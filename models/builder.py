@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vimlrp.errors import CheckpointError
 from vimlrp.models.reading import read_weights
 
-__all__ = ["build", "bundled_path", "vision_cfg"]
+__all__ = ["build", "bundled_path", "note_weights", "vision_cfg"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Fit = Callable[..., dict[str, Tensor]]
@@ -47,6 +47,16 @@ def vision_cfg(bundled: str | None = None, **overrides: Any) -> dict[str, Any]:
     }
 
 
+def note_weights(model: nn.Module, weights: str | None) -> None:
+    """Remember what a model was loaded with, so that its explanations can say so.
+
+    Args:
+        model: Of any class.
+        weights: A tag of timm's, the name of a file, or None for none.
+    """
+    vars(model)["weights_source"] = weights
+
+
 def build(
     model_class: type[Model],
     variant: str,
@@ -76,6 +86,7 @@ def build(
     model: Model = build_model_with_cfg(model_class, variant, False, **arguments)
     if pretrained:
         _load(model, variant, fit, arguments.get("in_chans", 3), arguments.get("cache_dir"))
+        note_weights(model, str(model.pretrained_cfg["tag"]))  # type: ignore[index]
     return model
 
 

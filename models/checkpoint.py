@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vimlrp.errors import CheckpointError
+from vimlrp.models.builder import note_weights
 from vimlrp.models.reading import WeightFile, Weights, read_weights
 from vimlrp.models.vim import VisionMamba, fit_state_dict
 
@@ -117,6 +118,7 @@ def load_checkpoint(
     fitting = {k: v for k, v in state.items() if k in target and k not in difference.reshaped}
     _check_values(file, fitting, target)
     model.load_state_dict(fitting, strict=False)
+    note_weights(model, Path(path).name)
     return LoadedCheckpoint(
         path=file.path,
         entry=file.entry,

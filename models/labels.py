@@ -26,8 +26,9 @@ IMAGENETTE = (
 def class_names(model: nn.Module) -> tuple[str, ...] | None:
     """The names of a model's classes, or None where nobody knows them.
 
-    They are those in the model's pretrained configuration, or ImageNet's for a classifier of
-    1,000 classes whose configuration names no others.
+    They are those in the model's pretrained configuration, once its weights are loaded (another
+    classifier of the same size would be given names that are not its own), or ImageNet's for a
+    classifier of 1,000 classes whose configuration names no others.
 
     Args:
         model: A timm model, one of vimlrp's among them.
@@ -36,7 +37,8 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
     count = getattr(model, "num_classes", None)
     names = config.get("label_names")
     if names is not None and len(names) == count:
-        return tuple(names)
+        loaded = getattr(model, "weights_source", None) == config.get("tag")
+        return tuple(names) if loaded else None
     return _imagenet() if count == 1000 and names is None else None
 
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from timm.layers import DropPath, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vimlrp.errors import InputError
-from vimlrp.models.builder import build, vision_cfg
+from vimlrp.models.builder import build, note_weights, vision_cfg
 from vimlrp.models.fused import plan_of, run
 from vimlrp.models.labels import IMAGENETTE
 from vimlrp.models.mixer import BidirectionalMixer
@@ -57,7 +58,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, M, D)."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        return rearrange(self.proj(x), "b d h w -> b (h w) d")
 
 
 class Block(nn.Module):
@@ -137,6 +138,7 @@ class VisionMamba(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        _check_pool(class_token, global_pool)
         self.pos_embed: nn.Parameter
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -230,7 +232,9 @@ class VisionMamba(nn.Module):
             num_classes: Its size, 0 for none.
             global_pool: Another pooling, or None to keep it.
         """
+        _check_pool(self.layout.class_token, global_pool or self.global_pool)
         self.num_classes = num_classes
+        note_weights(self, None)
         if global_pool is not None:
             self.global_pool = global_pool
         weight = self.norm_f.weight
@@ -298,6 +302,15 @@ _TOKEN_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
+def _check_pool(class_token: str, global_pool: str) -> None:
+    if class_token not in _TOKEN_NAMES:
+        raise InputError(f"class_token is {class_token!r}; give one of {', '.join(_TOKEN_NAMES)}")
+    if global_pool not in ("token", "avg", ""):
+        raise InputError(f"global_pool is {global_pool!r}; give 'token', 'avg', or '' for none")
+    if global_pool == "token" and class_token == "none":  # noqa: S105
+        raise InputError("without a class token there is none to pool: give global_pool='avg'")
+
+
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
@@ -357,6 +370,7 @@ default_cfgs = generate_default_cfgs(
         "vim_nano_patch16_224.imagenette": vision_cfg(
             bundled="vim_nano_patch16_224.imagenette.safetensors",
             num_classes=len(IMAGENETTE),
+            license="apache-2.0, trained on ImageNet pictures; see weights/README.md",
             label_names=IMAGENETTE,
         ),
         "vim_tiny_patch16_224.in1k": _published("tiny", "vim_t_midclstok_76p1acc.pth"),

@@ -195,3 +195,39 @@ def test_doctor_gives_the_install_line_of_a_missing_extra(monkeypatch: pytest.Mo
 def test_doctor_says_when_a_kernel_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIMLRP_BACKEND", "reference")
     assert "takes reference" in run("doctor").output
+
+
+def test_names_that_clean_up_alike_keep_folders_of_their_own(
+    checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a b.png", "a_b.png", "a_b_2.png", "A_B.PNG"):
+        (tmp_path / "in" / name).write_bytes(photo.read_bytes())
+    result = explain(checkpoint, tmp_path / "out", tmp_path / "in")
+    assert "4 explained, 0 failed" in result.output
+    assert len({folder.name.casefold() for folder in (tmp_path / "out").iterdir()}) == 4
+
+
+def test_a_name_that_no_disk_takes_costs_no_other(
+    checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    result = explain(checkpoint, tmp_path / "out", "x" * 300 + ".png", photo)
+    assert result.exit_code == 1
+    assert "1 explained, 1 failed" in result.output
+
+
+def test_a_random_classifier_is_not_explained_by_accident(photo: Path) -> None:
+    result = run("explain", photo, "--num-classes", 5)
+    assert result.exit_code == 2
+    assert "--checkpoint" in result.output
+
+
+def test_an_unknown_tag_is_refused(photo: Path) -> None:
+    result = run("explain", photo, "--model", "vim_nano_patch16_224.bogus")
+    assert result.exit_code == 2
+    assert "vimlrp models" in result.output
+
+
+def test_the_contrast_is_said(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    result = explain(checkpoint, tmp_path / "out", photo, "--target", 1, "--contrast", 2)
+    assert "relevance for 1 rather than 2, difference of logits" in result.output

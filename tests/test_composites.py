@@ -213,3 +213,9 @@ def test_every_rule_can_be_named():
     public = {Gradient, Identity, Share, ConstantNormaliser, ConstantFactors, Zero, Epsilon, Gamma}
     assert set(RULES.values()) == public | {Flat, Box}
     assert vimlrp.COMPOSITES is COMPOSITES
+
+
+@pytest.mark.parametrize("text", ["share(0.5, nan)", "share(inf, 0)"])
+def test_shares_are_finite(text):
+    with pytest.raises(CompositeError, match="finite"):
+        parse_rule(text)

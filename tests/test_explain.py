@@ -68,7 +68,7 @@ def test_shapes_types_and_names(registered_vim):
     assert relevance.logits.shape == (2, 10)
     assert relevance.target.shape == (2,)
     assert {getattr(relevance, name).dtype for name in MAPS} == {torch.float32}
-    assert relevance.model == "test_vim.untrained"
+    assert relevance.model == "test_vim"
     assert relevance.composite.startswith("composite mambalrp")
     assert "64 x 64" in repr(relevance)
     assert "test_vim" in repr(relevance)
@@ -312,3 +312,28 @@ def test_a_compiled_part_is_refused_by_name():
     model.layers[0].mixer.compile()
     with pytest.raises(UnsupportedModelError, match=r"layers\.0\.mixer is compiled"):
         vimlrp.check_conservation(model, images(1))
+
+
+def test_the_result_says_with_which_weights_the_model_was_loaded(tmp_path):
+    model = small_vim(dtype=torch.float32)
+    path = tmp_path / "mine.pth"
+    torch.save(model.state_dict(), path)
+    x = images(1, dtype=torch.float32)
+    assert vimlrp.explain(model, x).model == "VisionMamba"
+    vimlrp.load_checkpoint(model, path)
+    assert vimlrp.explain(model, x).model == "VisionMamba with mine.pth"
+
+
+def test_the_result_says_what_was_subtracted(vim, tmp_path):
+    relevance = vimlrp.explain(vim, images(2), target=[0, 1], contrast=3)
+    assert relevance.contrast.tolist() == [3, 3]
+    assert relevance.question(1) == "1 rather than 3"
+    relevance.save(tmp_path / "saved")
+    loaded = vimlrp.Relevance.load(tmp_path / "saved")
+    assert loaded.contrast.tolist() == [3, 3]
+    assert vimlrp.explain(vim, images(1)).contrast is None
+
+
+def test_a_loader_of_something_else_is_refused(vim):
+    with pytest.raises(InputError, match="dict"):
+        list(vimlrp.Explainer(vim).stream([{"image": images(1)}]))

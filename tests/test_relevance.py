@@ -11,6 +11,7 @@ from PIL import Image
 
 import vimlrp
 from vimlrp.errors import InputError
+from vimlrp.models.builder import note_weights
 
 NAMES = ("pixels", "patches", "tokens", "logits", "target")
 
@@ -27,6 +28,7 @@ def pictured():
     with seeded():
         model = timm.create_model(name, depth=2, img_size=64).eval()
     enliven(model)
+    note_weights(model, "imagenette")
     generator = np.random.default_rng(0)
     photos = [
         generator.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((80, 120), (90, 70))

@@ -104,14 +104,15 @@ def test_imagenets_names_are_found(name, index):
 
 
 def test_imagenettes_names_come_with_its_model():
-    model = timm.create_model("vim_nano_patch16_224.imagenette", depth=1, img_size=64)
-    relevance = vimlrp.explain(model, images(1, 64, dtype=torch.float32), target="church")
+    model = timm.create_model("vim_nano_patch16_224.imagenette", pretrained=True)
+    relevance = vimlrp.explain(model, images(1, 224, dtype=torch.float32), target="church")
     assert relevance.target.tolist() == [4]
     assert relevance.name_of(4) == "church"
 
 
 def test_another_classifier_forgets_the_names():
-    assert class_names(timm.create_model("vim_nano_patch16_224.imagenette", depth=1)) is not None
+    model = timm.create_model("vim_nano_patch16_224.imagenette", pretrained=True)
+    assert class_names(model) is not None
     other = timm.create_model("vim_nano_patch16_224.imagenette", depth=1, num_classes=7)
     assert class_names(other) is None
 

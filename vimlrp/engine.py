@@ -57,6 +57,7 @@ class Result:
     tokens: Tensor | None
     logits: Tensor
     target: Tensor | None
+    contrast: Tensor | None
     account: Account
     recorded: Mapping[str, LayerRecord] = field(default_factory=dict)
 
@@ -214,6 +215,7 @@ def _read_off(
         tokens=_tokens(trace, gradients),
         logits=logits.detach(),
         target=goal.target,
+        contrast=goal.contrast,
         account=Account.of(
             goal.value.to(pixels.dtype), pixels.flatten(1).sum(1), trace.absorptions
         ),

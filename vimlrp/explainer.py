@@ -109,6 +109,11 @@ class Explainer:
         device = next(self.model.parameters()).device
         for item in loader:
             x, *rest = item if isinstance(item, tuple | list) else (item,)
+            if not isinstance(x, Tensor):
+                raise InputError(
+                    f"the loader yields {type(x).__name__}; give one that yields tensors "
+                    "(B, 3, H, W), or tuples that begin with one"
+                )
             if labels and not rest:
                 raise InputError("labels=True needs a loader of (images, labels)")
             yield self(x.to(device), target=rest[0] if labels else target, **options)
@@ -158,8 +163,11 @@ def explain(
 
 def _name(model: nn.Module) -> str:
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    name = config.get("architecture") or type(model).__name__
-    return f"{name}.{config['tag']}" if config.get("tag") else str(name)
+    name = str(config.get("architecture") or type(model).__name__)
+    weights = getattr(model, "weights_source", None)
+    if weights is None:
+        return name
+    return f"{name}.{weights}" if weights == config.get("tag") else f"{name} with {weights}"
 
 
 def _count(images: Images) -> int | None:

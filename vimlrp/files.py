@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from vimlrp.errors import InputError
 
-__all__ = ["atomic_folder", "atomic_write", "sha256_of"]
+__all__ = ["atomic_folder", "atomic_write", "distinct_names", "sha256_of"]
 
 
 def atomic_write(path: str | Path, data: bytes) -> Path:
@@ -100,6 +101,25 @@ def sha256_of(source: str | Path | bytes | NDArray[np.generic]) -> str:
     if isinstance(source, str | Path):
         return _sha256_of_file(Path(source))
     raise InputError(f"Cannot hash a {type(source).__name__}; give a path, bytes or a numpy array.")
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names for files that are safe everywhere and differ, on disks that ignore case too.
+
+    Args:
+        names: Any text, one for each file.
+    """
+    taken: set[str] = set()
+    distinct = []
+    for name in names:
+        safe = re.sub(r"[^\w.-]+", "_", name) or "image"
+        chosen, number = safe, 1
+        while chosen.casefold() in taken:
+            number += 1
+            chosen = f"{safe}_{number}"
+        taken.add(chosen.casefold())
+        distinct.append(chosen)
+    return distinct
 
 
 def _sha256_of_file(path: Path) -> str:

@@ -92,8 +92,9 @@ _verdicts: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
 def check_supported(model: nn.Module, x: Tensor, composite: Composite) -> None:
     """Refuse a model with a non-linear operation outside its sites.
 
-    The verdict is kept per model, composite and shape of the input, and taken anew when modules of
-    the model change.
+    The verdict is kept per model, composite and shape of the input, and taken anew when modules,
+    hooks or patched forwards of the model change. Other methods patched onto a model after its
+    first explanation, and flags that change what a forward does, are not noticed.
 
     Args:
         model: In evaluation mode.

@@ -115,7 +115,7 @@ def _check_pictures(pictures: Any) -> None:
     if not isinstance(pictures, Sequence):
         raise InputError(
             f"cannot explain a {type(pictures).__name__}: give a path, a PIL image, an array, a "
-            "list of them, or a tensor (B, 3, H, W)"
+            "list of them, or a tensor (B, 3, H, W); a DataLoader goes to Explainer(model).stream"
         )
     if not pictures:
         raise InputError("no image was given")

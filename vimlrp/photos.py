@@ -112,7 +112,7 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _photos_at(path: Path) -> list[Path]:
-    if not path.exists():
+    if not _exists(path):
         raise InputError(f"{path} does not exist; give image files or folders of them.")
     if not path.is_dir():
         return [path]
@@ -121,6 +121,16 @@ def _photos_at(path: Path) -> list[Path]:
         endings = " ".join(sorted(PHOTO_SUFFIXES))
         raise InputError(f"The folder {path} holds no photo, that is no file ending in {endings}.")
     return photos
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    return True
 
 
 def _photos_below(folder: Path) -> Iterator[Path]:
@@ -149,10 +159,10 @@ def _pixels_of_file(path: Path) -> NDArray[np.uint8]:
 
 
 def _check_file(path: Path) -> None:
+    if not _exists(path):
+        raise InputError(f"{path} does not exist; give the path of an image file.")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give an image file, or list it with find_photos.")
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give the path of an image file.")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); give an image file.")
 

@@ -33,7 +33,7 @@ class Relevance:
     Attributes:
         pixels: (B, H, W), propagated through the patch embedding itself, summed over colours.
         patches: (B, h, w), the share of each patch's content, without position embedding and
-            bias; its sum is that of `pixels`.
+            bias; its sum is that of `pixels`, but for what a stabiliser of their rule absorbs.
         tokens: (B, L), read where patches, class tokens and position embedding are summed, in
             sequence order, as the official MambaLRP reads it; None where a model has no tokens.
         logits: (B, C).
@@ -41,6 +41,7 @@ class Relevance:
             layer was explained.
         account: Where the target's relevance went, per sample.
         recorded: Activation and relevance of the layers asked for.
+        contrast: (B,) indices of the classes subtracted, or None.
         model: What was explained, such as "vim_tiny_patch16_224".
         composite: The rules, as text.
         class_names: Of the model, where known.
@@ -54,6 +55,7 @@ class Relevance:
     target: Tensor | None
     account: Account
     recorded: Mapping[str, LayerRecord] = field(default_factory=dict)
+    contrast: Tensor | None = None
     model: str = ""
     composite: str = ""
     class_names: tuple[str, ...] | None = None
@@ -82,6 +84,7 @@ class Relevance:
             tokens=_cat([p.tokens for p in parts]),
             logits=torch.cat([p.logits for p in parts]),
             target=_cat([p.target for p in parts]),
+            contrast=_cat([p.contrast for p in parts]),
             account=Account.cat([p.account for p in parts]),
             recorded={
                 name: LayerRecord(
@@ -103,6 +106,19 @@ class Relevance:
     def name_of(self, index: int) -> str:
         """The name of a class, or its index where the model knows no names."""
         return str(index) if self.class_names is None else self.class_names[index]
+
+    def question(self, i: int) -> str:
+        """What was explained of a sample: a class, or one class rather than another.
+
+        Args:
+            i: Index of the sample.
+        """
+        if self.target is None:
+            return "a function of the model"
+        target = self.name_of(int(self.target[i]))
+        if self.contrast is None:
+            return target
+        return f"{target} rather than {self.name_of(int(self.contrast[i]))}"
 
     def top(self, count: int = 5) -> list[list[tuple[int, str, float]]]:
         """The most probable classes of each sample: index, name and probability.
@@ -210,13 +226,15 @@ class Relevance:
         name = self.sources[i].name
         if self.target is None:
             return f"{name}\nvalue {float(self.account.target[i]):+.3g}"
+        if self.contrast is not None:
+            return f"{name}\n{self.question(i)}"
         target = int(self.target[i])
         probability = float(self.probabilities()[i, target])
         return f"{name}\n{self.name_of(target)} {probability:.1%}"
 
     def _map(self, change: Any, sources: tuple[Source, ...]) -> "Relevance":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("pixels", "patches", "tokens", "logits", "target"):
+        for name in ("pixels", "patches", "tokens", "logits", "target", "contrast"):
             values[name] = None if values[name] is None else change(values[name])
         parts = {kind: change(value) for kind, value in self.account.parts.items()}
         values["account"] = Account(change(self.account.target), parts)

@@ -77,13 +77,17 @@ class Identity(Rule):
 class Share(Rule):
     """Rule of a gate, Eq. (9): its factors receive fixed shares of the product's relevance.
 
-    Half and half is the paper's rule; (1, 0) and (0, 1) are the variants of its appendix C.5 that
-    hold one factor constant.
+    Shares that sum to 1 conserve. Half and half is the paper's rule; (1, 0) and (0, 1) are the
+    variants of its appendix C.5 that hold one factor constant.
     """
 
     signal: float = 0.5
     gate: float = 0.5
     kinds = frozenset({"gate"})
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.signal) and math.isfinite(self.gate)):
+            raise CompositeError(f"{self} needs finite shares")
 
     def run(self, site: "Gate", signal: Tensor, gate: Tensor) -> Tensor:  # noqa: ARG002
         """Multiply and share."""

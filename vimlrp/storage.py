@@ -3,7 +3,6 @@
 import io
 import json
 import platform
-import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from vimlrp import heatmaps
 from vimlrp.account import Account
 from vimlrp.errors import InputError
-from vimlrp.files import atomic_folder, sha256_of
+from vimlrp.files import atomic_folder, distinct_names, sha256_of
 from vimlrp.layers import LayerRecord
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ __all__ = ["load", "save"]
 _FORMAT = 1
 _ARRAYS = "relevance.npz"
 _MANIFEST = "manifest.json"
-_FIELDS = ("pixels", "patches", "tokens", "logits", "target")
+_FIELDS = ("pixels", "patches", "tokens", "logits", "target", "contrast")
 
 
 def save(relevance: "Relevance", folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -97,6 +96,7 @@ def _unpack(manifest: dict[str, Any], data: bytes) -> dict[str, Any]:
         "tokens": tensors.get("tokens"),
         "logits": tensors["logits"],
         "target": tensors.get("target"),
+        "contrast": tensors.get("contrast"),
         "account": _account(tensors),
         "recorded": _recorded(tensors),
         "model": manifest["model"],
@@ -143,7 +143,7 @@ def _draw(relevance: "Relevance", folder: Path) -> list[list[str]]:
     """Write the overlays; the names of the files of each sample."""
     if not relevance.sources:
         return [[] for _ in range(len(relevance))]
-    stems = _stems([source.name for source in relevance.sources])
+    stems = distinct_names([Path(source.name).stem for source in relevance.sources])
     drawn: list[list[str]] = [[] for _ in stems]
     kinds = {
         "panel": relevance.panel(),
@@ -155,14 +155,6 @@ def _draw(relevance: "Relevance", folder: Path) -> list[list[str]]:
             files.append(f"{stem}.{kind}.png")
             heatmaps.write_png(folder / files[-1], picture)
     return drawn
-
-
-def _stems(names: list[str]) -> list[str]:
-    """File names that are safe and differ, on disks that ignore case too."""
-    safe = [re.sub(r"[^\w.-]+", "_", Path(name).stem) or "image" for name in names]
-    if len({stem.casefold() for stem in safe}) == len(safe):
-        return safe
-    return [f"{i:03d}_{stem}" for i, stem in enumerate(safe)]
 
 
 def _manifest(relevance: "Relevance", digest: str, pictures: list[list[str]]) -> dict[str, Any]:
@@ -191,6 +183,7 @@ def _sample(relevance: "Relevance", i: int, files: list[str]) -> dict[str, Any]:
         "seen": list(source.geometry.box) if source else None,
         "target": target,
         "target_name": None if target is None else relevance.name_of(target),
+        "contrast": None if relevance.contrast is None else int(relevance.contrast[i]),
         "top": [
             {"class": index, "name": name, "probability": round(p, 6)}
             for index, name, p in relevance[i].top()[0]

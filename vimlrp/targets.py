@@ -24,10 +24,12 @@ class Seed:
     Args:
         value: Per sample, (B,), differentiable in the logits.
         target: Class indices, (B,) int64, or None for a callable.
+        contrast: Indices of the classes subtracted, or None.
     """
 
     value: Tensor
     target: Tensor | None
+    contrast: Tensor | None = None
 
 
 def seed(logits: Tensor, target: Target, contrast: Target, names: Sequence[str] | None) -> Seed:
@@ -44,9 +46,10 @@ def seed(logits: Tensor, target: Target, contrast: Target, names: Sequence[str] 
         TargetError: If the model has no such class, or the callable is not linear.
     """
     value, index = _value(logits, target, names)
-    if contrast is not None:
-        value = value - _value(logits, contrast, names)[0]
-    return Seed(value, index)
+    if contrast is None:
+        return Seed(value, index)
+    other, other_index = _value(logits, contrast, names)
+    return Seed(value - other, index, other_index)
 
 
 def find_class(name: str, names: Sequence[str] | None) -> int:

@@ -242,9 +242,16 @@ def test_without_pretrained_nothing_is_read(hub):
 def test_names_of_classes():
     assert vimlrp.models.class_names(make(num_classes=1000))[207] == "golden retriever"
     assert vimlrp.models.class_names(make(num_classes=7)) is None
+    nano = timm.create_model("vim_nano_patch16_224", pretrained=True)
     with torch.device("meta"):
-        nano = timm.create_model("vim_nano_patch16_224")
         wide = timm.create_model("vim_nano_patch16_224", num_classes=1000)
     names = vimlrp.models.class_names(nano)
     assert (len(names), names[4]) == (10, "church")
     assert vimlrp.models.class_names(wide) is None
+    nano.reset_classifier(10)
+    assert vimlrp.models.class_names(nano) is None
+
+
+def test_a_fresh_classifier_of_the_same_size_has_no_names():
+    model = timm.create_model("vim_nano_patch16_224", num_classes=10, depth=1)
+    assert vimlrp.models.class_names(model) is None

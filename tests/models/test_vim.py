@@ -324,3 +324,19 @@ def test_a_few_steps_of_training_reduce_the_loss():
 def test_other_channels_and_direct_construction():
     model = VisionMamba(img_size=32, in_chans=1, embed_dim=16, depth=1, d_state=2, num_classes=3)
     assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_token": "none"}, "global_pool='avg'"),
+        ({"global_pool": "max"}, "'token', 'avg'"),
+        ({"class_token": "centre"}, "middle"),
+    ],
+)
+def test_token_and_pooling_must_fit(options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
+    if "global_pool" in options:
+        with pytest.raises(InputError, match=message):
+            make().reset_classifier(3, **options)

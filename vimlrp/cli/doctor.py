@@ -20,8 +20,8 @@ __all__ = ["command"]
 
 _PACKAGES = ("vimlrp", "torch", "torchvision", "timm", "opencv-python", "numpy")
 _EXTRAS = (
-    ("mamba-ssm", "mamba_ssm", "mamba_ssm", "its CUDA scan"),
-    ("mamba-ssm", "causal-conv1d", "causal_conv1d", "its CUDA convolution"),
+    ("mamba-ssm", "mamba_ssm", "mamba_ssm", "for comparisons only"),
+    ("mamba-ssm", "causal-conv1d", "causal_conv1d", "for comparisons only"),
     ("plot", "matplotlib", "matplotlib", "plots of check_conservation"),
 )
 

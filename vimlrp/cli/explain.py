@@ -19,6 +19,7 @@ from vimlrp.cli.models import model_names
 from vimlrp.composites import COMPOSITES, Composite
 from vimlrp.errors import InputError, VimLRPError
 from vimlrp.explainer import Explainer
+from vimlrp.files import distinct_names
 from vimlrp.models.checkpoint import load_checkpoint
 from vimlrp.models.reading import Weights
 from vimlrp.photos import Photo, find_photos, read_photo
@@ -125,8 +126,13 @@ def _model(
     if not timm.is_model(name):
         near = ", ".join(model_names())
         raise _usage(click.ClickException(f"there is no model {name!r}; vimlrp has {near}"))
+    if num_classes is not None and checkpoint is None:
+        raise _UsageError("--num-classes is the size of a --checkpoint's classifier; give both")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    model: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **options)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **options)
+    except RuntimeError as error:
+        raise _UsageError(f"{error}; 'vimlrp models' lists the names") from error
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, weights=weights)
     return model.eval().to(_device(device))
@@ -177,11 +183,7 @@ def _folders(files: list[Path], out: Path) -> dict[Path, Path]:
         s if stems.count(s) == 1 else f"{f.parent.name}_{f.name}"
         for s, f in zip(stems, files, strict=True)
     ]
-    clean = [re.sub(r"[^\w.-]+", "_", name) for name in names]
-    return {
-        file: out / (name if clean.count(name) == 1 else f"{name}_{i}")
-        for i, (file, name) in enumerate(zip(files, clean, strict=True))
-    }
+    return {file: out / name for file, name in zip(files, distinct_names(names), strict=True)}
 
 
 def _progress(console: Console) -> Progress:
@@ -237,13 +239,13 @@ def _keep(
     try:
         relevance.save(folder, overwrite=overwrite)
     except (VimLRPError, OSError) as error:
-        _report(console, error, tally)
+        _report(console, f"{folder}: {error} (--overwrite replaces explanations)", tally)
         return
     tally.written += 1
     _show(relevance, folder, console)
 
 
-def _report(console: Console, error: Exception, tally: _Tally) -> None:
+def _report(console: Console, error: Exception | str, tally: _Tally) -> None:
     tally.failed += 1
     console.print(f"[red]skipped[/] {escape(str(error))}", soft_wrap=True)
 
@@ -256,11 +258,9 @@ def _show(relevance: Relevance, folder: Path, console: Console) -> None:
     for _, name, probability in relevance.top()[0]:
         top.add_row(f"  {probability:6.1%}", escape(name))
     console.print(top)
-    target = relevance.target
-    name = "target" if target is None else relevance.name_of(int(target[0]))
-    console.print(
-        f"  relevance for {escape(name)}, logit {float(relevance.account.target[0]):+.4f}"
-    )
+    value = float(relevance.account.target[0])
+    kind = "logit" if relevance.contrast is None else "difference of logits"
+    console.print(f"  relevance for {escape(relevance.question(0))}, {kind} {value:+.4f}")
     for line in relevance.account.lines(0):
         console.print(f"    {line}", highlight=False)
     for file in sorted(folder.iterdir()):
