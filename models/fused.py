@@ -74,7 +74,7 @@ class Plan:
 
 
 _ORDER = ScanOrder.bidirectional()
-_REVERSE = (False, True)
+_REVERSE = _ORDER.reverse
 
 
 def plan_of(block: "Block") -> Plan | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vimlrp.composites import Composite
 from vimlrp.engine import Request, check_eager, propagate
 from vimlrp.errors import InputError, TargetError
-from vimlrp.inputs import Batch, Images, batches
+from vimlrp.inputs import Batch, Images, batches, device_and_dtype
 from vimlrp.models import class_names
 from vimlrp.relevance import Relevance
 from vimlrp.rules import Rule
@@ -106,7 +106,7 @@ class Explainer:
             labels: Explain the labels, which the tuples hold in their second place.
             **options: As for a call.
         """
-        device = next(self.model.parameters()).device
+        device, _ = device_and_dtype(self.model)
         for item in loader:
             x, *rest = item if isinstance(item, tuple | list) else (item,)
             if not isinstance(x, Tensor):

@@ -20,7 +20,7 @@ from vimlrp.panels import panel
 __all__ = ["Relevance"]
 
 MapKind = Literal["pixels", "patches"]
-_SMOOTHING: dict[str, float] = {"pixels": heatmaps.PIXEL_SMOOTHING, "patches": 0.0}
+_SMOOTHING: dict[MapKind, float] = {"pixels": heatmaps.PIXEL_SMOOTHING, "patches": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +147,7 @@ class Relevance:
             smoothing: Sigma, in cells of the map, of a blur for display; by default that of
                 `overlay`.
         """
-        values = self._maps(of)
-        maps = heatmaps.smooth(values, _SMOOTHING[of] if smoothing is None else smoothing)
+        maps = self._shown(of, smoothing)
         limit = heatmaps.scale_of(maps) if shared_scale else None
         return [heatmaps.colourise(one, limit) for one in maps]
 
@@ -172,7 +171,7 @@ class Relevance:
         """
         if not self.sources:
             raise InputError("this relevance was loaded from disk and holds no pictures to draw on")
-        maps = heatmaps.smooth(self._maps(of), _SMOOTHING[of])
+        maps = self._shown(of)
         limit = heatmaps.scale_of(maps) if shared_scale else None
         drawn = pictures if pictures is not None else [s.picture() for s in self.sources]
         if len(drawn) != len(self):
@@ -189,20 +188,27 @@ class Relevance:
             for picture, values, source in zip(drawn, maps, self.sources, strict=True)
         ]
 
-    def panel(self) -> list[NDArray[np.uint8]]:
+    def panel(
+        self, overlays: Mapping[MapKind, Sequence[NDArray[np.uint8]]] | None = None
+    ) -> list[NDArray[np.uint8]]:
         """Photo, pixels and patches side by side, one picture per sample.
 
         The captions name the class explained and the |relevance| in full colour.
+
+        Args:
+            overlays: What `overlay` drew of pixels and of patches, if that is at hand.
         """
+        if overlays is None:
+            overlays = {of: self.overlay(of) for of in _SMOOTHING}
         drawn = [[source.picture() for source in self.sources]]
         captions = [[self._title(i) for i in range(len(self))]]
-        for of in ("pixels", "patches"):
-            maps = heatmaps.smooth(self._maps(of), _SMOOTHING[of])
-            drawn.append(self.overlay(of))
-            captions.append([f"{of}\nfull colour at {heatmaps.scale_of(m):.3g}" for m in maps])
+        for of, pictures in overlays.items():
+            drawn.append(list(pictures))
+            limits = map(heatmaps.scale_of, self._shown(of))
+            captions.append([f"{of}\nfull colour at {limit:.3g}" for limit in limits])
         return [
-            panel(pictures, texts)
-            for pictures, texts in zip(
+            panel(row, texts)
+            for row, texts in zip(
                 zip(*drawn, strict=True), zip(*captions, strict=True), strict=True
             )
         ]
@@ -216,11 +222,13 @@ class Relevance:
         """Read what `save` wrote; see `vimlrp.storage.load`."""
         return cls(**storage.load(folder))
 
-    def _maps(self, of: MapKind) -> NDArray[np.float32]:
-        if of not in ("pixels", "patches"):
+    def _shown(self, of: MapKind, smoothing: float | None = None) -> NDArray[np.float32]:
+        """The maps as they are drawn: smoothed, by default as suits their kind."""
+        if of not in _SMOOTHING:
             raise InputError(f"there are maps of 'pixels' and of 'patches', not of {of!r}")
         maps: Tensor = getattr(self, of)
-        return np.asarray(maps.detach().float().cpu().numpy())
+        values = np.asarray(maps.detach().float().cpu().numpy())
+        return heatmaps.smooth(values, _SMOOTHING[of] if smoothing is None else smoothing)
 
     def _title(self, i: int) -> str:
         name = self.sources[i].name

@@ -6,7 +6,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = ["load", "save"]
 _FORMAT = 1
 _ARRAYS = "relevance.npz"
 _MANIFEST = "manifest.json"
+_OVERLAYS: tuple[Literal["pixels", "patches"], ...] = ("pixels", "patches")
 _FIELDS = ("pixels", "patches", "tokens", "logits", "target", "contrast")
 
 
@@ -145,12 +146,8 @@ def _draw(relevance: "Relevance", folder: Path) -> list[list[str]]:
         return [[] for _ in range(len(relevance))]
     stems = distinct_names([Path(source.name).stem for source in relevance.sources])
     drawn: list[list[str]] = [[] for _ in stems]
-    kinds = {
-        "panel": relevance.panel(),
-        "pixels": relevance.overlay("pixels"),
-        "patches": relevance.overlay("patches"),
-    }
-    for kind, pictures in kinds.items():
+    overlays = {of: relevance.overlay(of) for of in _OVERLAYS}
+    for kind, pictures in (("panel", relevance.panel(overlays)), *overlays.items()):
         for files, stem, picture in zip(drawn, stems, pictures, strict=True):
             files.append(f"{stem}.{kind}.png")
             heatmaps.write_png(folder / files[-1], picture)

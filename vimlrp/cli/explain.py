@@ -95,7 +95,7 @@ def command(
         model = _model(name, checkpoint, weights, num_classes, device)
         explainer = Explainer(model, chosen, batch_size=batch_size)
     except VimLRPError as error:
-        raise _usage(error) from error
+        raise _UsageError(str(error)) from error
     goal, other = _target(target), _target(contrast)
     tally = _Tally()
     files = _files(photos, console, tally)
@@ -106,7 +106,7 @@ def command(
                 for relevance, file in _explained(explainer, batch, goal, other, console, tally):
                     _keep(relevance, folders[file], overwrite, console, tally)
             except VimLRPError as error:
-                raise _usage(error) from error
+                raise _UsageError(str(error)) from error
     console.print(f"{tally.written} explained, {tally.failed} failed")
     if tally.failed:
         raise click.exceptions.Exit(1)
@@ -116,16 +116,12 @@ class _UsageError(click.ClickException):
     exit_code = 2
 
 
-def _usage(error: Exception) -> click.ClickException:
-    return _UsageError(str(error))
-
-
 def _model(
     name: str, checkpoint: Path | None, weights: Weights, num_classes: int | None, device: str
 ) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(model_names())
-        raise _usage(click.ClickException(f"there is no model {name!r}; vimlrp has {near}"))
+        raise _UsageError(f"there is no model {name!r}; vimlrp has {near}")
     if num_classes is not None and checkpoint is None:
         raise _UsageError("--num-classes is the size of a --checkpoint's classifier; give both")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
@@ -145,7 +141,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise _usage(click.ClickException(f"cannot use the device {name!r}: {error}")) from error
+        raise _UsageError(f"cannot use the device {name!r}: {error}") from error
     return device
 
 
@@ -154,8 +150,7 @@ def _composite(name: str, rules: Iterable[str]) -> Composite:
     for text in rules:
         key, equals, rule = text.partition("=")
         if not equals:
-            message = f"--rule {text!r}: write SITE=RULE, such as projection=gamma(0.1)"
-            raise _usage(click.ClickException(message))
+            raise _UsageError(f"--rule {text!r}: write SITE=RULE, such as projection=gamma(0.1)")
         entries[key.strip()] = rule
     if name not in COMPOSITES:
         return Composite(name)

@@ -10,15 +10,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vimlrp.guard import SUPPORTED_FAMILIES
+
 __all__ = ["command", "model_names", "weights_of"]
-
-
-_FAMILIES = ("vim",)
 
 
 def model_names() -> list[str]:
     """The names of vimlrp's models, with the tag of their weights where they have some."""
-    names = [n for family in _FAMILIES for n in timm.list_models(module=family, include_tags=True)]
+    names = [
+        n
+        for family in SUPPORTED_FAMILIES
+        for n in timm.list_models(module=family, include_tags=True)
+    ]
     return [name.removesuffix(".untrained") for name in names]
 
 
