@@ -1,0 +1,136 @@
+"""Sites that compute W x + b: linear layers and convolutions."""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from vimlrp.sites.base import Site
+
+__all__ = ["AffineSite", "CausalConv1d", "Linear", "PatchEmbedding"]
+
+
+class AffineSite(Site):
+    """W x + b for some linear map W: what the affine rules need to know of a layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Apply the linear map with another weight and no bias."""
+        raise NotImplementedError
+
+    def broadcast(self, bias: Tensor) -> Tensor:
+        """Shape a (D,) bias so that it broadcasts to the output."""
+        return bias
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Compute W x + b."""
+        z = self.linear(x, self.weight)
+        return z if self.bias is None else z + self.broadcast(self.bias)
+
+
+class Linear(AffineSite):
+    """`torch.nn.Linear` as a site.
+
+    Args:
+        in_features: Size of the last axis of the input.
+        out_features: Size of the last axis of the output.
+        bias: Whether to add a bias.
+        kind: "projection" inside the network, "head" for the classifier.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, kind: str = "projection"
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return F.linear(x, weight)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Compute W x + b in one call."""
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Say the sizes."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class CausalConv1d(AffineSite):
+    """Depthwise causal convolution along the sequence, channels last.
+
+    Output t sees inputs t - width + 1 to t; walked in reverse, t to t + width - 1, so that a
+    backward branch needs no flipped copy.
+
+    Args:
+        dim: Channels D.
+        width: Taps.
+        reverse: Walk the sequence from its end.
+    """
+
+    kind = "convolution"
+
+    def __init__(self, dim: int, width: int, reverse: bool = False) -> None:
+        super().__init__()
+        self.reverse = reverse
+        self.weight = nn.Parameter(torch.empty(dim, 1, width))
+        self.bias = nn.Parameter(torch.empty(dim))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        nn.init.uniform_(self.bias, -1 / math.sqrt(width), 1 / math.sqrt(width))
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        width, length = weight.shape[-1], x.shape[1]
+        pad = (0, 0, 0, width - 1) if self.reverse else (0, 0, width - 1, 0)
+        x = F.pad(x, pad)  # (B, L + width - 1, D)
+        taps = weight[:, 0].flip(-1) if self.reverse else weight[:, 0]
+        out = x[:, :length] * taps[:, 0]
+        for tap in range(1, width):
+            out = out + x[:, tap : tap + length] * taps[:, tap]
+        return out
+
+    def extra_repr(self) -> str:
+        """Say the sizes."""
+        dim, _, width = self.weight.shape
+        return f"{dim}, width={width}, reverse={self.reverse}"
+
+
+class PatchEmbedding(AffineSite):
+    """The convolution that cuts an image into patches, overlapping where stride < kernel.
+
+    Args:
+        in_chans: Channels of the image.
+        embed_dim: Channels D of a patch.
+        kernel: Side of a patch in pixels.
+        stride: Distance between patches in pixels.
+    """
+
+    kind = "patch_embedding"
+
+    def __init__(self, in_chans: int, embed_dim: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(embed_dim, in_chans, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(embed_dim))
+        nn.init.normal_(self.weight, std=math.sqrt(1 / (in_chans * kernel**2)))
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, D, h, w)."""
+        return F.conv2d(x, weight, stride=self.stride)
+
+    def broadcast(self, bias: Tensor) -> Tensor:
+        """(D,) to (D, 1, 1)."""
+        return bias.view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Say the sizes."""
+        dim, chans, kernel, _ = self.weight.shape
+        return f"{chans}, {dim}, kernel={kernel}, stride={self.stride}"

@@ -1,0 +1,70 @@
+"""Sites that act on each value: activations, gates and sums."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from vimlrp.sites.base import Site
+
+__all__ = ["Activation", "Gate", "Residual"]
+
+
+def _gelu_ratio(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "silu": (F.silu, torch.sigmoid),
+    "gelu": (F.gelu, _gelu_ratio),
+    "relu": (F.relu, lambda x: (x > 0).to(x.dtype)),
+}
+
+
+class Activation(Site):
+    """An element-wise non-linearity f with f(0) = 0.
+
+    Args:
+        name: "silu", "gelu" or "relu".
+    """
+
+    kind = "activation"
+
+    def __init__(self, name: str = "silu") -> None:
+        super().__init__()
+        self.name = name
+        self._function, self._ratio = _ACTIVATIONS[name]
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Compute f(x)."""
+        return self._function(x)
+
+    def ratio(self, x: Tensor) -> Tensor:
+        """f(x) / x in closed form, which is f'(0) at 0: sigmoid(x) for SiLU."""
+        return self._ratio(x)
+
+    def extra_repr(self) -> str:
+        """Name the function."""
+        return self.name
+
+
+class Gate(Site):
+    """A branch multiplied by another that depends on the input too."""
+
+    kind = "gate"
+
+    def plain(self, signal: Tensor, gate: Tensor) -> Tensor:
+        """Multiply."""
+        return signal * gate
+
+
+class Residual(Site):
+    """A branch added to the residual stream, which is kept in float32 at least."""
+
+    kind = "residual"
+
+    def plain(self, residual: Tensor, branch: Tensor) -> Tensor:
+        """Add."""
+        return residual + branch
