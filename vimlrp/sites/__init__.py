@@ -5,10 +5,10 @@ an ordinary layer; while a `vimlrp.tracing.Trace` is active it runs under the ru
 composite gives it.
 """
 
-from vimlrp.sites.affine import AffineSite, CausalConv1d, Linear, PatchEmbedding
+from vimlrp.sites.affine import AffineSite, CausalConv1d, Conv2d, Linear, PatchEmbedding
 from vimlrp.sites.base import SITE_KINDS, Site
 from vimlrp.sites.elementwise import Activation, Gate, Residual
-from vimlrp.sites.norms import Norm, RMSNorm
+from vimlrp.sites.norms import LayerNorm, Norm, RMSNorm
 from vimlrp.sites.scan import Scan, Step
 from vimlrp.sites.tokens import TokenSum
 
@@ -17,7 +17,9 @@ __all__ = [
     "Activation",
     "AffineSite",
     "CausalConv1d",
+    "Conv2d",
     "Gate",
+    "LayerNorm",
     "Linear",
     "Norm",
     "PatchEmbedding",

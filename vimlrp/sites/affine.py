@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vimlrp.sites.base import Site
 
-__all__ = ["AffineSite", "CausalConv1d", "Linear", "PatchEmbedding"]
+__all__ = ["AffineSite", "CausalConv1d", "Conv2d", "Linear", "PatchEmbedding"]
 
 
 class AffineSite(Site):
@@ -103,28 +103,97 @@ class CausalConv1d(AffineSite):
         return f"{dim}, width={width}, reverse={self.reverse}"
 
 
+class Conv2d(AffineSite):
+    """Convolution of maps that keep their channels last, as sequences do.
+
+    Args:
+        in_chans: Channels C of the input.
+        out_chans: Channels D of the output.
+        kernel: Side of the window.
+        stride: Distance between windows.
+        padding: Rows and columns of zeros on every side.
+        groups: 1 for a full convolution, `in_chans` for a depthwise one.
+        bias: Whether to add a bias.
+    """
+
+    kind = "convolution"
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.groups = stride, padding, groups
+        self.weight = nn.Parameter(torch.empty(out_chans, in_chans // groups, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(out_chans)) if bias else None
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, h, w, D)."""
+        return self._convolve(x, weight, None)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Compute W x + b in one call."""
+        return self._convolve(x, self.weight, self.bias)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # The permuted view is PyTorch's channels-last layout, so nothing is copied.
+        options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **options).permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        """Say the sizes."""
+        out_chans, chans, kernel, _ = self.weight.shape
+        return (
+            f"{chans * self.groups}, {out_chans}, kernel={kernel}, stride={self.stride}, "
+            f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
+        )
+
+
 class PatchEmbedding(AffineSite):
-    """The convolution that cuts an image into patches, overlapping where stride < kernel.
+    """The first convolution, on pixels: it cuts an image into patches, or begins a stem that does.
 
     Args:
         in_chans: Channels of the image.
         embed_dim: Channels D of a patch.
-        kernel: Side of a patch in pixels.
+        kernel: Side of a patch in pixels; patches overlap where it is larger than the stride.
         stride: Distance between patches in pixels.
+        padding: Rows and columns of zeros around the image.
+        bias: Whether to add a bias.
+        cells: Outputs along each side that belong to one patch of the model's first grid, where
+            later layers of a stem make it coarser; `Relevance.patches` sums over them.
     """
 
     kind = "patch_embedding"
 
-    def __init__(self, in_chans: int, embed_dim: int, kernel: int, stride: int) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        kernel: int,
+        stride: int,
+        padding: int = 0,
+        bias: bool = True,
+        cells: int = 1,
+    ) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.padding, self.cells = stride, padding, cells
         self.weight = nn.Parameter(torch.empty(embed_dim, in_chans, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(embed_dim))
+        self.bias = nn.Parameter(torch.zeros(embed_dim)) if bias else None
         nn.init.normal_(self.weight, std=math.sqrt(1 / (in_chans * kernel**2)))
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, h, w)."""
-        return F.conv2d(x, weight, stride=self.stride)
+        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
     def broadcast(self, bias: Tensor) -> Tensor:
         """(D,) to (D, 1, 1)."""
@@ -133,4 +202,4 @@ class PatchEmbedding(AffineSite):
     def extra_repr(self) -> str:
         """Say the sizes."""
         dim, chans, kernel, _ = self.weight.shape
-        return f"{chans}, {dim}, kernel={kernel}, stride={self.stride}"
+        return f"{chans}, {dim}, kernel={kernel}, stride={self.stride}, padding={self.padding}"

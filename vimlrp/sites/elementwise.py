@@ -16,9 +16,19 @@ def _gelu_ratio(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu_tanh_ratio(x: Tensor) -> Tensor:
+    # Hendrycks and Gimpel 2016, section 2: the normal distribution function by a tanh.
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "silu": (F.silu, torch.sigmoid),
     "gelu": (F.gelu, _gelu_ratio),
+    "gelu_tanh": (_gelu_tanh, _gelu_tanh_ratio),
     "relu": (F.relu, lambda x: (x > 0).to(x.dtype)),
 }
 
@@ -27,7 +37,7 @@ class Activation(Site):
     """An element-wise non-linearity f with f(0) = 0.
 
     Args:
-        name: "silu", "gelu" or "relu".
+        name: "silu", "gelu", "gelu_tanh" (its approximation by a tanh) or "relu".
     """
 
     kind = "activation"

@@ -1,16 +1,17 @@
 """Sites that divide by a statistic of their input."""
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimlrp.sites.base import Site
-from vimlrp.tracing import at_least_float32, frozen
+from vimlrp.tracing import active, at_least_float32, frozen
 
-__all__ = ["Norm", "RMSNorm"]
+__all__ = ["LayerNorm", "Norm", "RMSNorm"]
 
 
 class Norm(Site):
-    """A normalisation: centring, division by a statistic, scale."""
+    """A normalisation: centring, division by a statistic, scale, shift."""
 
     kind = "normalisation"
 
@@ -19,7 +20,7 @@ class Norm(Site):
         raise NotImplementedError
 
     def normalise(self, x: Tensor, inverse: Tensor) -> Tensor:
-        """Scale x by the given inverse statistic and by the weight."""
+        """Centre x, scale it by the given inverse statistic and by the weight, and shift it."""
         raise NotImplementedError
 
     def plain(self, x: Tensor) -> Tensor:
@@ -48,3 +49,47 @@ class RMSNorm(Norm):
     def normalise(self, x: Tensor, inverse: Tensor) -> Tensor:
         """Scale x, and return it in the weight's type."""
         return (x * inverse * frozen(self.weight)).to(self.weight.dtype)
+
+
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016).
+
+    The mean stays a function of x, so the rule with a constant divisor is linear up to the bias,
+    whose share stands in the account.
+
+    Args:
+        dim: Size of the last axis.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def divisor(self, x: Tensor) -> Tensor:
+        """1 / sqrt(variance + eps)."""
+        x = x.to(at_least_float32(x))
+        return torch.rsqrt(x.var(-1, correction=0, keepdim=True) + self.eps)
+
+    def normalise(self, x: Tensor, inverse: Tensor) -> Tensor:
+        """Centre, scale and shift x, and return it in the weight's type."""
+        bias = frozen(self.bias)
+        wide = x.to(at_least_float32(x))
+        centred = wide - wide.mean(-1, keepdim=True)
+        out = centred * inverse * frozen(self.weight) + bias
+        trace = active()
+        if trace is not None:
+            trace.absorb(f"bias: {self.kind}", out, bias)
+        return out.to(self.weight.dtype)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Normalise by the input's own statistics."""
+        if active() is not None:
+            return super().plain(x)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """Say the size."""
+        return f"{len(self.weight)}, eps={self.eps}"

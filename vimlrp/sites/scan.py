@@ -5,9 +5,10 @@ from typing import Any
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from vimlrp.errors import KernelError
 from vimlrp.kernels import ScanOrder, selective_scan
 from vimlrp.sites.base import Site
-from vimlrp.tracing import active, at_least_float32, constant
+from vimlrp.tracing import active, at_least_float32, constant, frozen
 
 __all__ = ["Scan", "Step"]
 
@@ -17,22 +18,36 @@ class Step(Site):
 
     kind = "step"
 
-    def plain(self, x: Tensor) -> Tensor:
-        """Compute log(1 + exp(x)) in float32 at least."""
-        return F.softplus(x.to(at_least_float32(x)))
+    def plain(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute log(1 + exp(x + bias)) in float32 at least.
+
+        Args:
+            x: Of any shape.
+            bias: Added to x where no layer before has done so; its share stands in the account.
+        """
+        x = x.to(at_least_float32(x))
+        if bias is None:
+            return F.softplus(x)
+        bias = frozen(bias)
+        x = x + bias
+        trace = active()
+        if trace is not None:
+            trace.absorb(f"bias: {self.kind}", x, bias)
+        return F.softplus(x)
 
 
 class Scan(Site):
     """Selective scans of all directions; see `vimlrp.kernels.selective_scan` for the shapes.
 
     Args:
-        order: The scan orders.
+        order: The scan orders, or None where they depend on the size of the map and come with
+            every call.
         backend: Which kernel runs it.
     """
 
     kind = "scan"
 
-    def __init__(self, order: ScanOrder, backend: str = "auto") -> None:
+    def __init__(self, order: ScanOrder | None = None, backend: str = "auto") -> None:
         super().__init__()
         self.order = order
         self.backend = backend
@@ -45,11 +60,23 @@ class Scan(Site):
         return constant(u)
 
     def scan(
-        self, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, *, grad: Any
+        self,
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        order: ScanOrder | None = None,
+        *,
+        grad: Any,
     ) -> Tensor:
         """Scan with the gradient through the factors named by `grad`."""
-        return selective_scan(u, dt, A, B, C, D, order=self.order, grad=grad, backend=self.backend)
+        order = order or self.order
+        if order is None:
+            raise KernelError("this Scan has no order of its own: give one with the call")
+        return selective_scan(u, dt, A, B, C, D, order=order, grad=grad, backend=self.backend)
 
-    def plain(self, *args: Tensor) -> Tensor:
+    def plain(self, *args: Any) -> Tensor:
         """Scan with the full gradient."""
         return self.scan(*args, grad="full")
