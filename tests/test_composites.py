@@ -5,6 +5,7 @@ from helpers import OnePatch
 from torch import nn
 
 import vimlrp
+from vimlrp.attention_rules import AttnLRP, ConstantAttention
 from vimlrp.composites import COMPOSITES, RULES, Composite, parse_rule
 from vimlrp.errors import CompositeError
 from vimlrp.input_rules import Box, Flat
@@ -27,7 +28,9 @@ def test_default_is_the_papers_composite_for_vision_mamba():
         "step": Gradient(),
         "gate": Share(0.5, 0.5),
         "normalisation": ConstantNormaliser(),
+        "batch_norm": Zero(),
         "scan": ConstantFactors(("A", "B", "C")),
+        "attention": ConstantAttention(),
         "convolution": Gamma(0.25),
         "projection": Zero(),
         "head": Zero(),
@@ -43,6 +46,8 @@ def test_default_is_the_papers_composite_for_vision_mamba():
         ("without_scan_rule", "scan", Gradient()),
         ("without_gate_rule", "gate", Gradient()),
         ("without_norm_rule", "normalisation", Gradient()),
+        ("without_attention_rule", "attention", Gradient()),
+        ("attnlrp_attention", "attention", AttnLRP()),
         ("without_gamma_rule", "convolution", Zero()),
         ("gate_to_signal", "gate", Share(1, 0)),
         ("gate_to_gate", "gate", Share(0, 1)),
@@ -97,6 +102,8 @@ def test_named_composites_cannot_be_changed():
         ("box", Box()),
         ("gradient", Gradient()),
         ("constant_normaliser", ConstantNormaliser()),
+        ("constant_attention", ConstantAttention()),
+        ("attnlrp", AttnLRP()),
     ],
 )
 def test_rules_are_read_from_text(text, rule):
@@ -193,14 +200,14 @@ def test_patterns_that_miss_or_do_not_fit_are_refused(vim, changes, message):
 
 
 def test_a_kind_of_site_without_a_rule_is_refused():
-    class Attention(Site):
-        kind = "attention"
+    class Squeeze(Site):
+        kind = "squeeze"
 
         def plain(self, x):
             return x
 
     model = OnePatch()
-    model.extra = Attention()
+    model.extra = Squeeze()
     with pytest.raises(CompositeError, match="mambalrp has no rule for extra, a site of kind"):
         Composite().resolve(model)
 
@@ -211,6 +218,7 @@ def test_a_model_without_sites_gets_no_rules():
 
 def test_every_rule_can_be_named():
     public = {Gradient, Identity, Share, ConstantNormaliser, ConstantFactors, Zero, Epsilon, Gamma}
+    public |= {ConstantAttention, AttnLRP}
     assert set(RULES.values()) == public | {Flat, Box}
     assert vimlrp.COMPOSITES is COMPOSITES
 

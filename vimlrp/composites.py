@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from vimlrp.attention_rules import AttnLRP, ConstantAttention
 from vimlrp.errors import CompositeError
 from vimlrp.input_rules import Box, Flat
 from vimlrp.rules import (
@@ -33,6 +34,8 @@ RULES: Mapping[str, type[Rule]] = MappingProxyType(
         "share": Share,
         "constant_normaliser": ConstantNormaliser,
         "constant_factors": ConstantFactors,
+        "constant_attention": ConstantAttention,
+        "attnlrp": AttnLRP,
         "zero": Zero,
         "epsilon": Epsilon,
         "gamma": Gamma,
@@ -79,7 +82,9 @@ _GRADIENT: dict[str, Rule] = {
     "step": Gradient(),
     "gate": Gradient(),
     "normalisation": Gradient(),
+    "batch_norm": Zero(),
     "scan": Gradient(),
+    "attention": Gradient(),
     "convolution": Zero(),
     "projection": Zero(),
     "head": Zero(),
@@ -93,6 +98,7 @@ _MAMBALRP: dict[str, Rule] = {
     "gate": Share(0.5, 0.5),
     "normalisation": ConstantNormaliser(),
     "scan": ConstantFactors(),
+    "attention": ConstantAttention(),
     "convolution": Gamma(0.25),
     "patch_embedding": Gamma(0.25),
 }
@@ -105,9 +111,11 @@ COMPOSITES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
         "without_scan_rule": {**_MAMBALRP, "scan": Gradient()},
         "without_gate_rule": {**_MAMBALRP, "gate": Gradient()},
         "without_norm_rule": {**_MAMBALRP, "normalisation": Gradient()},
+        "without_attention_rule": {**_MAMBALRP, "attention": Gradient()},
         "without_gamma_rule": {**_MAMBALRP, "convolution": Zero()},
         "gate_to_signal": {**_MAMBALRP, "gate": Share(1.0, 0.0)},
         "gate_to_gate": {**_MAMBALRP, "gate": Share(0.0, 1.0)},
+        "attnlrp_attention": {**_MAMBALRP, "attention": AttnLRP()},
         "norm_rule_only": {**_GRADIENT, "normalisation": ConstantNormaliser()},
         "epsilon": {
             **_MAMBALRP,

@@ -55,7 +55,9 @@ class Rule:
 class Gradient(Rule):
     """Gradient x input: the site's plain gradient, which conserves only where it is linear."""
 
-    kinds = frozenset({"activation", "step", "gate", "normalisation", "scan", "residual"})
+    kinds = frozenset(
+        {"activation", "step", "gate", "normalisation", "scan", "attention", "residual"}
+    )
 
     def run(self, site: Any, *args: Any) -> Any:
         """Run the site as it is."""
@@ -132,16 +134,16 @@ class ConstantFactors(Rule):
 
 @dataclass(frozen=True)
 class AffineRule(Rule):
-    """Base of the rules for z = W x + b: linear layers, convolutions and patch embeddings."""
+    """Base of the rules for z = W x + b: linear layers, convolutions, batch norms, patches."""
 
-    kinds = frozenset({"convolution", "projection", "head", "patch_embedding"})
+    kinds = frozenset({"convolution", "projection", "batch_norm", "head", "patch_embedding"})
 
     def run(self, site: "AffineSite", x: Tensor) -> Tensor:
         """Compute W x + b and note what the bias takes."""
-        bias = None if site.bias is None else site.broadcast(site.bias.detach())
+        weight, bias = site.constants()
         if site.kind == "patch_embedding":
             return self._begin(site, x, bias)
-        return self.spread(site, x, site.weight.detach(), bias)
+        return self.spread(site, x, weight, bias)
 
     def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute W x + b with the rule's gradient, for constants `weight` and `bias`."""

@@ -5,8 +5,17 @@ an ordinary layer; while a `vimlrp.tracing.Trace` is active it runs under the ru
 composite gives it.
 """
 
-from vimlrp.sites.affine import AffineSite, CausalConv1d, Conv2d, Linear, PatchEmbedding
+from vimlrp.sites.affine import (
+    AffineSite,
+    CausalConv1d,
+    CentredConv1d,
+    Conv2d,
+    Linear,
+    PatchEmbedding,
+)
+from vimlrp.sites.attention import Attention
 from vimlrp.sites.base import SITE_KINDS, Site
+from vimlrp.sites.batchnorm import BatchNorm2d
 from vimlrp.sites.elementwise import Activation, Gate, Residual
 from vimlrp.sites.norms import LayerNorm, Norm, RMSNorm
 from vimlrp.sites.scan import Scan, Step
@@ -16,7 +25,10 @@ __all__ = [
     "SITE_KINDS",
     "Activation",
     "AffineSite",
+    "Attention",
+    "BatchNorm2d",
     "CausalConv1d",
+    "CentredConv1d",
     "Conv2d",
     "Gate",
     "LayerNorm",

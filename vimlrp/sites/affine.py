@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vimlrp.sites.base import Site
 
-__all__ = ["AffineSite", "CausalConv1d", "Conv2d", "Linear", "PatchEmbedding"]
+__all__ = ["AffineSite", "CausalConv1d", "CentredConv1d", "Conv2d", "Linear", "PatchEmbedding"]
 
 
 class AffineSite(Site):
@@ -20,6 +20,11 @@ class AffineSite(Site):
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply the linear map with another weight and no bias."""
         raise NotImplementedError
+
+    def constants(self) -> tuple[Tensor, Tensor | None]:
+        """W for `linear`, and b as it is added to the output, both without a gradient."""
+        bias = None if self.bias is None else self.broadcast(self.bias.detach())
+        return self.weight.detach(), bias
 
     def broadcast(self, bias: Tensor) -> Tensor:
         """Shape a (D,) bias so that it broadcasts to the output."""
@@ -157,6 +162,39 @@ class Conv2d(AffineSite):
             f"{chans * self.groups}, {out_chans}, kernel={kernel}, stride={self.stride}, "
             f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
         )
+
+
+class CentredConv1d(AffineSite):
+    """Depthwise convolution along the sequence that sees both sides, channels last, without bias.
+
+    Output t sees inputs t - (width - 1) // 2 to t + width // 2, zeros beyond the ends.
+
+    Args:
+        dim: Channels D.
+        width: Taps.
+    """
+
+    kind = "convolution"
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 1, width))
+        self.bias = None
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(..., L, D) to (..., L, D)."""
+        width, length = weight.shape[-1], x.shape[-2]
+        x = F.pad(x, (0, 0, (width - 1) // 2, width // 2))  # (..., L + width - 1, D)
+        out = x[..., :length, :] * weight[:, 0, 0]
+        for tap in range(1, width):
+            out = out + x[..., tap : tap + length, :] * weight[:, 0, tap]
+        return out
+
+    def extra_repr(self) -> str:
+        """Say the sizes."""
+        dim, _, width = self.weight.shape
+        return f"{dim}, width={width}"
 
 
 class PatchEmbedding(AffineSite):
