@@ -28,7 +28,8 @@ FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-fno-math-errno", "-ffp-contract=fast"),
 )
-# One compilation of kernel.cpp for each; scan.cpp picks one at run time.
+# Compiled once for each instruction set; library.cpp picks one at run time.
+KERNELS = ("scan", "fused")
 PORTABLE = {"portable": ()}
 X86 = {"avx2": ("-mavx2", "-mfma"), "avx512": ("-mavx2", "-mfma", "-mavx512f")}
 
@@ -75,12 +76,14 @@ def compile_library(to: Path) -> None:
 def _compile(cxx: str, folder: Path, openmp: list[str]) -> None:
     x86 = platform.machine() in {"x86_64", "AMD64"}
     flags = [*FLAGS, *(["-DVIMLRP_X86"] if x86 else [])]
-    objects = [str(folder / "scan.o")]
-    run(cxx, *flags, *openmp, "-c", str(SOURCES / "scan.cpp"), "-o", objects[0])
+    objects = [str(folder / "library.o")]
+    run(cxx, *flags, *openmp, "-c", str(SOURCES / "library.cpp"), "-o", objects[0])
     for name, options in (PORTABLE | (X86 if x86 else {})).items():
-        objects.append(str(folder / f"{name}.o"))
-        macro = f"-DKERNEL=kernel_{name}"
-        run(cxx, *flags, *options, macro, "-c", str(SOURCES / "kernel.cpp"), "-o", objects[-1])
+        for kernel in KERNELS:
+            objects.append(str(folder / f"{kernel}_{name}.o"))
+            table = f"-D{kernel.upper()}={kernel}_{name}"
+            source = str(SOURCES / f"{kernel}.cpp")
+            run(cxx, *flags, *options, table, "-c", source, "-o", objects[-1])
     # Nothing of the C++ library is used, so nothing of it need be installed.
     slim = ["-Wl,--as-needed"] if platform.system() == "Linux" else []
     run(cxx, "-shared", *slim, *openmp, *objects, "-o", str(folder / "library"))

@@ -1,8 +1,9 @@
 """The selective scan on a CPU in C++: the library that the package's build compiled, by ctypes.
 
-The library is optional, knows neither Python nor PyTorch, and holds its loops once for every
-instruction set; what the processor reports decides which one runs. It computes in float32:
-narrower inputs are widened for it, float64 and the full gradient are for `blocked`.
+The library holds the fused operations of `fused_native` too. It is optional, knows neither Python
+nor PyTorch, and holds its loops once for every instruction set; what the processor reports decides
+which one runs. It computes in float32: narrower inputs are widened for it, float64 and the full
+gradient are for `blocked`.
 """
 
 import ctypes
@@ -16,14 +17,23 @@ from torch import Tensor
 
 from vimlrp.errors import KernelError
 
-__all__ = ["ISA_VARIABLE", "LIBRARY", "forward", "input_backward", "instruction_sets", "status"]
+__all__ = [
+    "ISA_VARIABLE",
+    "LIBRARY",
+    "forward",
+    "input_backward",
+    "instruction_sets",
+    "run_fused",
+    "run_of_channels",
+    "status",
+]
 
 # Where the build puts the library, in a checkout and in an installed package alike.
 LIBRARY = Path(__file__).with_name("_scan.so")
 # Forces an instruction set, for tests and measurements.
 ISA_VARIABLE = "VIMLRP_CPU_ISA"
-# The layout of `_Call`; kVersion in csrc/scan.h.
-_VERSION = 1
+# The layout of `_Call` and of that in `fused_native`; kVersion in csrc/scan.h.
+_VERSION = 2
 _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "portable vectors"}
 _REINSTALL = "run `pip install .` again where a C++ compiler (g++ or clang++) is installed"
 
@@ -89,7 +99,7 @@ def forward(
     reverse: Sequence[bool],
 ) -> Tensor:
     """The scan itself; arguments and result as in `reference.scan`, without a graph."""
-    y = torch.empty(dt.shape, dtype=torch.float32)
+    y = torch.empty(dt.shape, dtype=torch.float32, device=dt.device)
     _run(u, dt, A, B, C, D, index, reverse, y, adjoint=False)
     return y.to(u.dtype)
 
@@ -107,7 +117,8 @@ def input_backward(
 ) -> Tensor:
     """The relevance pass; arguments and result as in `blocked.input_backward`."""
     batch, k, length, channels = dy.shape
-    du = torch.empty((batch, 1 if shared else k, length, channels), dtype=torch.float32)
+    shape = (batch, 1 if shared else k, length, channels)
+    du = torch.empty(shape, dtype=torch.float32, device=dy.device)
     _run(dy, dt, A, B, C, D, index, reverse, du, adjoint=True)
     return du.to(dy.dtype)
 
@@ -145,6 +156,25 @@ def _run(
     del flags
     if failed:
         raise KernelError("The C++ scan refused its instruction set; choose another backend.")
+
+
+def run_fused(call: ctypes.Structure) -> None:
+    """Run one of the fused operations.
+
+    Args:
+        call: `FusedCall` of csrc/fused.h, whose tensors the caller keeps alive.
+
+    Raises:
+        KernelError: If there is no library, or it refuses the call.
+    """
+    which = _chosen(os.environ.get(ISA_VARIABLE))
+    if _library().vimlrp_fused(ctypes.byref(call), ctypes.sizeof(call), which):
+        raise KernelError(f"The C++ library refused a fused operation; {_REINSTALL}.")
+
+
+def run_of_channels() -> int:
+    """How many channels of a fused convolution one task takes."""
+    return int(_library().vimlrp_run_of_channels(_chosen(os.environ.get(ISA_VARIABLE))))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -189,8 +219,10 @@ def _load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(LIBRARY))
         library.vimlrp_name.restype = ctypes.c_char_p
         library.vimlrp_scan.argtypes = [ctypes.POINTER(_Call), ctypes.c_int64]
+        library.vimlrp_fused.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         numbers = (library.vimlrp_version, library.vimlrp_call_size, library.vimlrp_threaded)
-        for function in (*numbers, library.vimlrp_scan, library.vimlrp_runs):
+        by_set = (library.vimlrp_runs, library.vimlrp_run_of_channels)
+        for function in (*numbers, *by_set, library.vimlrp_scan, library.vimlrp_fused):
             function.restype = ctypes.c_int64
         built = library.vimlrp_version(), library.vimlrp_call_size()
     except (OSError, AttributeError) as problem:

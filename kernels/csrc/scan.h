@@ -1,12 +1,12 @@
 // What Python passes to the library, and what the parts of the library know of each other.
 //
 // Plain C types: no Python, no PyTorch. `_Call` in kernels/native.py mirrors `ScanCall`; whoever
-// changes one changes the other and raises kVersion.
+// changes one changes the other and raises kVersion, which counts for fused.h too.
 #pragma once
 
 #include <cstdint>
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr int64_t kLargestState = 256;
 
 // Strides count elements. The last axis of every operand but A and D is contiguous.
@@ -34,15 +34,15 @@ struct ScanCall {
     float* out;              // (B, K, L, D), contiguous; one direction where shared
 };
 
-// One compilation of kernel.cpp. Tasks are independent of each other and none reads what another
+// One compilation of scan.cpp. Tasks are independent of each other and none reads what another
 // writes, so how they are dealt to threads does not change a bit of the result.
-struct Kernel {
+struct ScanKernel {
     int64_t (*tasks)(const ScanCall& call);
     void (*run)(const ScanCall& call, int64_t first, int64_t last);
 };
 
-extern const Kernel kernel_portable;
+extern const ScanKernel scan_portable;
 #ifdef VIMLRP_X86
-extern const Kernel kernel_avx2;
-extern const Kernel kernel_avx512;
+extern const ScanKernel scan_avx2;
+extern const ScanKernel scan_avx512;
 #endif

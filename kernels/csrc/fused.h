@@ -1,0 +1,54 @@
+// What Python passes to the library for one of the fused operations; see scan.h for the scan.
+//
+// `_Call` in kernels/fused_native.py mirrors `FusedCall`; whoever changes one changes the other and
+// raises kVersion.
+#pragma once
+
+#include <cstdint>
+
+constexpr int64_t kWidest = 8;
+
+enum Operation : int64_t {
+    kAddRmsNorm,
+    kNormRelevance,
+    kConvSilu,
+    kConvSiluRelevance,
+    kGate,
+    kGateRelevance,
+    kSoftplus,
+    kOperations,
+};
+
+// (B, K, L, E) or (B, L, E), by address and strides in elements; the channels are neighbours.
+struct Rows {
+    float* data;
+    int64_t batch, direction, row;
+};
+
+struct FusedCall {
+    int64_t operation;
+    int64_t batch, directions, length, channels, width;
+    int64_t reverse;  // bit k says that direction k walks the sequence from its end
+    int64_t threads;
+    // eps; or gamma; or the scale of the gate; or the factors of signal and gate.
+    double first, second;
+    Rows in[3], out[2];
+    const float* weight;  // (E) of a norm, (K, W, E) in memory order of the inputs for taps
+    const float* bias;    // (K, E), or null
+    float* column;        // (B, L) of a norm; (B, T) for what the bias absorbs in T runs of channels
+};
+
+// One compilation of fused.cpp. As for the scan, tasks are independent, and how they are dealt to
+// threads does not change a bit of the result.
+struct FusedKernel {
+    int64_t (*tasks)(const FusedCall& call);
+    void (*run)(const FusedCall& call, int64_t first, int64_t last);
+    // Channels of a task of a convolution.
+    int64_t run_of_channels;
+};
+
+extern const FusedKernel fused_portable;
+#ifdef VIMLRP_X86
+extern const FusedKernel fused_avx2;
+extern const FusedKernel fused_avx512;
+#endif
