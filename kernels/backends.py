@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import native
+from vimlrp.kernels import mamba_ssm, native
 
 __all__ = ["VARIABLE", "Backend", "backends", "choose"]
 
@@ -36,7 +36,7 @@ def backends() -> tuple[Backend, ...]:
 
     Example:
         >>> [backend.name for backend in backends()]
-        ['reference', 'cpu', 'native', 'triton']
+        ['reference', 'cpu', 'native', 'triton', 'mamba_ssm']
     """
     return tuple(Backend(name, *verdict()) for name, verdict in _VERDICTS.items())
 
@@ -87,7 +87,8 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
         return reason
     if dtype == torch.float64 and name != "cpu":
         return "an input is float64, and its state is float32"
-    kind, place = ("cuda", "on a CUDA GPU") if name == "triton" else ("cpu", "on the CPU")
+    on_gpu = name in {"triton", "mamba_ssm"}
+    kind, place = ("cuda", "on a CUDA GPU") if on_gpu else ("cpu", "on the CPU")
     if device.type == kind or (name == "triton" and _interpreted()):
         return ""
     return f"the inputs lie on {device}, and it needs them {place}"
@@ -114,6 +115,7 @@ _VERDICTS: dict[str, Callable[[], tuple[bool, str]]] = {
     "cpu": lambda: (True, "blocked PyTorch loop, runs on any CPU"),
     "native": native.status,
     "triton": _triton,
+    "mamba_ssm": mamba_ssm.status,
 }
 
 

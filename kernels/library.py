@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vimlrp.kernels import blocked, blocked_full, native
+from vimlrp.kernels import blocked, blocked_full, mamba_ssm, native
 
 __all__ = ["scan"]
 
@@ -31,6 +31,8 @@ def _implementation(backend: str) -> _Implementation:
         return _Implementation(blocked.forward, blocked.input_backward, blocked_full.full_backward)
     if backend == "native":
         return _Implementation(native.forward, native.input_backward, blocked_full.full_backward)
+    if backend == "mamba_ssm":
+        return _Implementation(mamba_ssm.forward, mamba_ssm.input_backward, mamba_ssm.full_backward)
     # Imported at first use: Triton is absent on most machines without a GPU.
     from vimlrp.kernels import triton
 

@@ -20,8 +20,8 @@ __all__ = ["command"]
 
 _PACKAGES = ("vimlrp", "torch", "torchvision", "timm", "opencv-python", "numpy")
 _EXTRAS = (
-    ("mamba-ssm", "mamba_ssm", "mamba_ssm", "for comparisons only"),
-    ("mamba-ssm", "causal-conv1d", "causal_conv1d", "for comparisons only"),
+    ("mamba-ssm", "mamba_ssm", "mamba_ssm", "the scan backend mamba_ssm"),
+    ("mamba-ssm", "causal-conv1d", "causal_conv1d", "mamba-ssm's own models"),
     ("plot", "matplotlib", "matplotlib", "plots of check_conservation"),
 )
 
