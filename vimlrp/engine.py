@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimlrp.account import Account
@@ -238,7 +239,15 @@ def _pixels(trace: Trace, gradients: Mapping[int, Tensor]) -> tuple[Tensor, Tens
         raise UnsupportedModelError(f"{rule} does not lead down to pixels")
     trace.site = start.site
     values: Tensor = rule.relevance(start.site, start.image.to(precise), gradient)  # type: ignore[arg-type]
-    return values.sum(1), (content * gradient).sum(1)
+    cells: Any = start.site.cells
+    return values.sum(1), _summed((content * gradient).sum(1), cells)
+
+
+def _summed(shares: Tensor, cells: int) -> Tensor:
+    """Sum squares of `cells` x `cells`, what hangs over the edges included: (B, h, w)."""
+    height, width = shares.shape[1:]
+    shares = F.pad(shares, (0, -width % cells, 0, -height % cells))
+    return shares.unflatten(2, (-1, cells)).unflatten(1, (-1, cells)).sum((2, 4))
 
 
 def _tokens(trace: Trace, gradients: Mapping[int, Tensor]) -> Tensor | None:
