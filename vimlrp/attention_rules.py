@@ -35,9 +35,9 @@ class AttnLRP(Rule):
     """AttnLRP (Achtibat et al., ICML 2024): through the softmax, half of each product a factor.
 
     Values and weights receive half of the output's relevance each (proposition 3.3), and so do
-    queries and keys of the scores'. The softmax is expanded at its input (proposition 3.1), R(x_i) =
-    x_i (R(s_i) - s_i sum_j R(s_j)): what the expansion's constant term takes stands in the account
-    as "softmax".
+    queries and keys of the scores'. The softmax is expanded at its input (proposition 3.1),
+    R(x_i) = x_i (R(s_i) - s_i sum_j R(s_j)): what the expansion's constant term takes stands in the
+    account as "softmax".
     """
 
     kinds = frozenset({"attention"})

@@ -27,7 +27,7 @@ from vimlrp.tracing import Trace, tracing
 
 __all__ = ["SUPPORTED_FAMILIES", "check_supported"]
 
-SUPPORTED_FAMILIES = ("vim", "vmamba")
+SUPPORTED_FAMILIES = ("vim", "vmamba", "mambavision")
 """Model families whose registered models are built from sites."""
 
 _LINEAR = frozenset(
