@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from vimlrp.errors import CheckpointError
-from vimlrp.models.builder import note_weights
+from vimlrp.models import mambavision, vim
+from vimlrp.models.builder import Fit, note_weights
 from vimlrp.models.reading import WeightFile, Weights, read_weights
-from vimlrp.models.vim import VisionMamba, fit_state_dict
 
 __all__ = ["LoadedCheckpoint", "load_checkpoint"]
+
+_FITS: dict[type[nn.Module], Fit] = {
+    vim.VisionMamba: vim.fit_state_dict,
+    mambavision.MambaVision: mambavision.fit_state_dict,
+}
+"""What turns the tensors of a published file into those of a model of its family."""
 
 _HEAD = ("head.weight", "head.bias")
 _POSITION = "pos_embed"
@@ -111,7 +117,8 @@ def load_checkpoint(
     """
     file = read_weights(path, weights)
     target = model.state_dict()
-    state = fit_state_dict(file.tensors, model) if isinstance(model, VisionMamba) else file.tensors
+    fit = next((fit for family, fit in _FITS.items() if isinstance(model, family)), None)
+    state = file.tensors if fit is None else fit(file.tensors, model)
     difference = _Comparison.of(state, target)
     if strict and difference:
         raise CheckpointError(_explain(file, difference, model))
