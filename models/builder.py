@@ -10,6 +10,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, load_pretrained
+from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 from vimlrp.errors import CheckpointError
@@ -68,8 +69,9 @@ def build(
     """Build a registered variant with its weights, if asked for.
 
     Weights come from where timm's pretrained configuration says: a file (those in the package
-    are given so), else a file on the Hugging Face hub, which stays in the hub's cache. As in timm,
-    another number of classes or of input channels adapts them.
+    are given so), else a file on the Hugging Face hub, which stays in the hub's cache, else a web
+    address, whose file stays in torch.hub's. As in timm, another number of classes or of input
+    channels adapts them.
 
     Args:
         model_class: The model.
@@ -116,7 +118,7 @@ def _weight_file(config: dict[str, Any], variant: str, cache: str | None) -> str
         name = config.get("hf_hub_filename") or "model.safetensors"
         return _fetch(config["hf_hub_id"], name, cache)
     if config.get("url"):
-        return None
+        return _download(config["url"], cache)
     raise CheckpointError(
         f"there are no pretrained weights for {variant}: create it with pretrained=False, and "
         "load your own with vimlrp.load_checkpoint(model, path)"
@@ -154,6 +156,18 @@ def _fetch(repository: str, name: str, cache: str | None) -> str:
             f"cannot get {name} from {repo} on Hugging Face ({_first_line(error)}): download "
             f"{address} where that works, create the model with pretrained=False and call "
             f"vimlrp.load_checkpoint(model, {name!r})"
+        ) from error
+
+
+def _download(address: str, cache: str | None) -> str:
+    """The path of a file of a plain web address in the local cache, where it is put if need be."""
+    name = address.rpartition("/")[2]
+    try:
+        return str(download_cached_file(address, check_hash=False, cache_dir=cache))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot get {address} ({_first_line(error)}): download it where that works, create "
+            f"the model with pretrained=False and call vimlrp.load_checkpoint(model, {name!r})"
         ) from error
 
 

@@ -2,14 +2,16 @@
 
 Accepted are PyTorch files (zip or the older pickle) and safetensors, told apart by their first
 bytes. PyTorch files are pickles, which can name any function to call; `torch.load` reads them with
-`weights_only=True`, and beside tensors and plain containers only `argparse.Namespace` may occur,
-the inert record of options in the official Vim checkpoints.
+`weights_only=True`, and beside tensors and plain containers only records of options may occur:
+`argparse.Namespace` (official Vim checkpoints) and yacs's `CfgNode` (official VMamba checkpoints),
+in whose place an ordinary dictionary comes, so that yacs need not be installed.
 """
 
 import argparse
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,18 @@ Weights = Literal["auto", "model", "model_ema"]
 
 _ENTRIES = {"model": ("model", "state_dict"), "model_ema": ("model_ema", "state_dict_ema")}
 """Names under which a training checkpoint keeps the weights and their moving average."""
+
+
+class _Options:
+    """Stands in for a class of options, of which an instance is filled like a dictionary."""
+
+    def __new__(cls, *_: Any) -> "OrderedDict[str, Any]":  # type: ignore[misc]
+        """Make the dictionary; the safe reader fills no subclass of one."""
+        return OrderedDict()
+
+
+_INERT: list[Any] = [argparse.Namespace, (_Options, "yacs.config.CfgNode")]
+"""What a pickle may name beside tensors and plain containers."""
 
 _PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put in front of every key."""
@@ -125,7 +139,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, start: bytes) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_INERT):
             # Mapped, so that the optimizer's moments, most of a training checkpoint, stay unread.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(start))
     except pickle.UnpicklingError as error:
@@ -134,9 +148,9 @@ def _read_torch(path: Path, start: bytes) -> Any:
             raise _damaged(path, error) from error
         raise CheckpointError(
             f"{path} was not loaded and nothing in it was executed: it wants to use "
-            f"{', '.join(wanted)}, and only tensors, plain containers and argparse.Namespace are "
-            "accepted; if you trust its author, load it where that code lives and save "
-            "model.state_dict() alone"
+            f"{', '.join(wanted)}, and only tensors, plain containers, argparse.Namespace and "
+            "yacs.config.CfgNode are accepted; if you trust its author, load it where that code "
+            "lives and save model.state_dict() alone"
         ) from None
     except Exception as error:
         # Damaged bytes reach the unpickler as anything: EOFError, KeyError, struct.error, ...
@@ -146,7 +160,7 @@ def _read_torch(path: Path, start: bytes) -> Any:
 def _foreign_globals(path: Path, error: Exception) -> list[str]:
     """The functions and classes beyond the accepted ones that a refused pickle names."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_INERT):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (ValueError, RuntimeError, pickle.UnpicklingError):
         # Older pickles are no zip files, and only the first name that was refused is known.
