@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vimlrp.errors import CheckpointError
-from vimlrp.models import mambavision, vim
+from vimlrp.models import mambavision, vim, vmamba
 from vimlrp.models.builder import Fit, note_weights
 from vimlrp.models.reading import WeightFile, Weights, read_weights
 
@@ -20,11 +20,11 @@ __all__ = ["LoadedCheckpoint", "load_checkpoint"]
 
 _FITS: dict[type[nn.Module], Fit] = {
     vim.VisionMamba: vim.fit_state_dict,
+    vmamba.VMamba: vmamba.fit_state_dict,
     mambavision.MambaVision: mambavision.fit_state_dict,
 }
 """What turns the tensors of a published file into those of a model of its family."""
 
-_HEAD = ("head.weight", "head.bias")
 _POSITION = "pos_embed"
 
 
@@ -98,7 +98,8 @@ def load_checkpoint(
 
     Vim's training checkpoints hold the trained weights (`model`) and their moving average
     (`model_ema`). "auto" takes the trained ones. The published accuracy of Vim-B is reported for
-    its moving average: `weights="model_ema"`.
+    its moving average: `weights="model_ema"`. Of VMamba's names all that its code has used are
+    known.
 
     Example:
         >>> model = timm.create_model("vim_tiny_patch16_224")  # doctest: +SKIP
@@ -117,8 +118,7 @@ def load_checkpoint(
     """
     file = read_weights(path, weights)
     target = model.state_dict()
-    fit = next((fit for family, fit in _FITS.items() if isinstance(model, family)), None)
-    state = file.tensors if fit is None else fit(file.tensors, model)
+    state = _fitted(file, model)
     difference = _Comparison.of(state, target)
     if strict and difference:
         raise CheckpointError(_explain(file, difference, model))
@@ -136,6 +136,23 @@ def load_checkpoint(
     )
 
 
+def _fitted(file: WeightFile, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a file as those of a model of its family."""
+    fit = next((fit for family, fit in _FITS.items() if isinstance(model, family)), None)
+    try:
+        return file.tensors if fit is None else fit(file.tensors, model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+
+
+def _head_of(model: nn.Module) -> tuple[str, str]:
+    """The names of the classifier's tensors."""
+    classifier = getattr(model, "get_classifier", lambda: None)()
+    names = [name for name, module in model.named_modules() if module is classifier]
+    head = names[0] if names else "head"
+    return f"{head}.weight", f"{head}.bias"
+
+
 def _check_values(file: WeightFile, state: dict[str, Tensor], target: dict[str, Tensor]) -> None:
     if not state:
         raise CheckpointError(f"{file.path} holds no tensor that fits this model")
@@ -149,8 +166,9 @@ def _check_values(file: WeightFile, state: dict[str, Tensor], target: dict[str, 
 
 def _explain(file: WeightFile, difference: _Comparison, model: nn.Module) -> str:
     """Say why a file does not fit a model and what to do."""
-    if difference.only(*_HEAD) and "head.weight" in difference.reshaped:
-        theirs, ours = (shape[0] for shape in difference.reshaped["head.weight"])
+    head = _head_of(model)
+    if difference.only(*head) and head[0] in difference.reshaped:
+        theirs, ours = (shape[0] for shape in difference.reshaped[head[0]])
         return (
             f"{file.path} classifies into {theirs} classes, the model into {ours}: create the "
             f"model with num_classes={theirs} (model.reset_classifier({ours}) afterwards gives a "
@@ -158,7 +176,7 @@ def _explain(file: WeightFile, difference: _Comparison, model: nn.Module) -> str
         )
     lines = [f"{file.path} is of another architecture than this {type(model).__name__}:"]
     lines += _differences(difference)
-    lines.append(_advice(file.tensors))
+    lines.append(_advice(file))
     return "\n".join(lines)
 
 
@@ -189,23 +207,36 @@ def _grouped(keys: Iterable[str], most: int) -> list[str]:
     return [*shown, f"and {rest} more"] if rest else shown
 
 
-def _advice(state: dict[str, Tensor]) -> str:
+def _advice(file: WeightFile) -> str:
     """Name the registered variant that the file fits, if there is one."""
-    head = state.get("head.weight")
-    classes = "" if head is None or len(head) == 1000 else f", num_classes={len(head)}"
-    for name in _variants():
-        with torch.device("meta"):
-            variant = timm.create_model(name).state_dict()
-        difference = _Comparison.of(state, variant)
-        if difference.only(*_HEAD) and head is not None:
-            return f"it fits timm.create_model({name!r}{classes}): create that model instead"
+    variants = _variants()
+    # As it is first: fitted, a file whose position embedding is interpolated fits others too.
+    for fitted in (False, True):
+        for name, variant in variants.items():
+            classes = _classes_in(file, variant, fitted)
+            if classes is not None:
+                other = "" if classes == 1000 else f", num_classes={classes}"
+                return f"it fits timm.create_model({name!r}{other}): create that model instead"
     return "it fits no registered model; `vimlrp models` lists them"
 
 
-def _variants() -> list[str]:
-    """The registered models of this package; timm's own would take minutes to try."""
-    return [
+def _classes_in(file: WeightFile, variant: nn.Module, fitted: bool) -> int | None:
+    """How many classes a file distinguishes that fits a variant, or None if it does not."""
+    head = _head_of(variant)
+    try:
+        state = _fitted(file, variant) if fitted else file.tensors
+    except CheckpointError:
+        return None
+    fits = _Comparison.of(state, variant.state_dict()).only(*head)
+    return len(state[head[0]]) if fits and head[0] in state else None
+
+
+def _variants() -> dict[str, nn.Module]:
+    """The registered models of this package, without memory for weights; timm's are too many."""
+    names = [
         name
         for name in timm.list_models()
         if timm.models.model_entrypoint(name).__module__.startswith("vimlrp.models")
     ]
+    with torch.device("meta"):
+        return {name: timm.create_model(name) for name in names}
