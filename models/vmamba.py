@@ -228,7 +228,7 @@ class VMamba(nn.Module):
         """
         stages = [(r"^layers\.(\d+)", None)]
         blocks = [
-            (r"^layers\.(\d+)\.downsample", (0,)),
+            (r"^layers\.(\d+)\.downsample", (99998,)),  # after the blocks of its stage
             (r"^layers\.(\d+)\.blocks\.(\d+)", None),
             (r"^classifier\.norm", (99999,)),
         ]
