@@ -10,6 +10,7 @@ clock and multiprocessor, and three tensors (two read, one written) at the bandw
 
 import importlib
 import statistics
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -232,7 +233,10 @@ def main(count: int) -> None:
     )
     with torch.no_grad():
         for shape in SHAPES:
-            print(row(shape, machine, extension, count), flush=True)
+            try:
+                print(row(shape, machine, extension, count), flush=True)
+            except Exception:  # noqa: BLE001 (the other shapes are still to come)
+                print(f"\n{shape} failed:\n{traceback.format_exc()}", flush=True)
             torch.cuda.empty_cache()
 
 
