@@ -15,15 +15,18 @@ from rich.table import Table
 from vimlrp.cli.models import model_names, weights_of
 from vimlrp.kernels import backends
 from vimlrp.kernels.backends import VARIABLE, choose
+from vimlrp.kernels.mamba_ssm import EXTENSION
 
 __all__ = ["command"]
 
 _PACKAGES = ("vimlrp", "torch", "torchvision", "timm", "opencv-python", "numpy")
 _EXTRAS = (
-    ("mamba-ssm", "mamba_ssm", "mamba_ssm", "the scan backend mamba_ssm"),
-    ("mamba-ssm", "causal-conv1d", "causal_conv1d", "mamba-ssm's own models"),
+    ("mamba-ssm", "mamba-ssm", EXTENSION, "the scan backend mamba_ssm"),
+    ("mamba-ssm", "causal-conv1d", "causal_conv1d", "for the official models, unused by vimlrp"),
     ("plot", "matplotlib", "matplotlib", "plots of check_conservation"),
 )
+# Their builds read the PyTorch that is installed.
+_FLAGS = {"mamba-ssm": " --no-build-isolation"}
 
 Line = tuple[str, bool | None, str]
 
@@ -94,7 +97,8 @@ def _extras() -> Iterator[Line]:
     for extra, package, module, purpose in _EXTRAS:
         found = _installed(package)
         if found is None:
-            yield package, False, f"{purpose}: pip install 'vimlrp[{extra}]'"
+            line = f"pip install 'vimlrp[{extra}]'{_FLAGS.get(extra, '')}"
+            yield package, False, f"{purpose}: {line}"
             continue
         try:
             importlib.import_module(module)
