@@ -54,11 +54,13 @@ class _Call(ctypes.Structure):
     _fields_ = [
         ("operation", ctypes.c_int64),
         *((name, ctypes.c_int64) for name in ("batch", "directions", "length", "channels")),
-        *((name, ctypes.c_int64) for name in ("width", "reverse", "threads")),
+        *((name, ctypes.c_int64) for name in ("width", "threads")),
         *((name, ctypes.c_double) for name in ("first", "second")),
         ("in_", _Rows * 3),
         ("out", _Rows * 2),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "column")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
+        ("reverse", ctypes.c_char_p),
+        ("column", ctypes.c_void_p),
     ]
 
 
@@ -93,7 +95,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[boo
     """`fused.conv_silu`."""
     u = _empty(len(x), len(weight), *x.shape[1:])
     _run(
-        _Operation.CONV_SILU, [_rows(x)], [u], weight=_taps(weight, reverse), bias=_whole(bias),
+        _Operation.CONV_SILU, [_rows(x)], [u], weight=_taps(weight), bias=_whole(bias),
         directions=len(weight), width=weight.shape[2], reverse=reverse,
     )  # fmt: skip
     return u
@@ -114,7 +116,7 @@ def conv_silu_relevance(
     absorbed = _empty(len(x), runs)
     _run(
         _Operation.CONV_SILU_RELEVANCE, [_rows(at_u), _rows(x)], [at_x],
-        weight=_taps(weight, reverse), bias=_whole(bias),
+        weight=_taps(weight), bias=_whole(bias),
         column=None if bias is None else absorbed,
         directions=len(weight), width=weight.shape[2], reverse=reverse, first=gamma,
     )  # fmt: skip
@@ -154,6 +156,14 @@ def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return dt
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) of a float32 tensor of any shape."""
+    rows = x.reshape(1, -1, x.shape[-1] if x.dim() else 1).contiguous()
+    out = _empty(*rows.shape)
+    _run(_Operation.SOFTPLUS, [rows], [out])
+    return out.view(x.shape)
+
+
 def _run(
     operation: _Operation,
     inputs: Sequence[Tensor],
@@ -170,15 +180,18 @@ def _run(
 ) -> None:
     """Call the library; outputs have (B, L, E) in their outer axes."""
     shape = outputs[0].shape
-    backwards = sum(back << k for k, back in enumerate(reverse))
     call = _Call(
-        *(operation, shape[0], directions, shape[-2], shape[-1], width, backwards),
+        *(operation, shape[0], directions, shape[-2], shape[-1], width),
         *(torch.get_num_threads(), first, second),
         tuple(map(_place, inputs)),
         tuple(map(_place, outputs)),
-        *(None if x is None else x.data_ptr() for x in (weight, bias, column)),
+        *(_address(weight), _address(bias), bytes(reverse), _address(column)),
     )
     native.run_fused(call)
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 def _place(x: Tensor) -> tuple[int, int, int, int]:
@@ -200,7 +213,6 @@ def _whole(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _taps(weight: Tensor, reverse: tuple[bool, ...]) -> Tensor:
-    """The taps in memory order of the inputs that they meet, (K, W, E)."""
-    rows = [w.flip(-1) if back else w for w, back in zip(weight, reverse, strict=True)]
-    return torch.stack(rows).transpose(1, 2).contiguous()
+def _taps(weight: Tensor) -> Tensor:
+    """The taps with channels as neighbours, (K, W, E)."""
+    return weight.transpose(1, 2).contiguous()

@@ -14,24 +14,28 @@ namespace {
 constexpr int kStrip = 4;
 constexpr int64_t kRun = kStrip * kLanes;
 
-// The channels of a row from `channel` on: a whole register of them, or fewer at its end.
+// The channels of a row from `channel` on: a whole register of them, or fewer at its end. kWhole
+// says that there are no fewer, which spares loops that are short of instructions the question.
+template <bool kWhole>
 struct Part {
     int64_t channel;
     int count;
 
+    Part(int64_t channels, int64_t first) : channel(first) {
+        const int64_t rest = channels - first;
+        count = static_cast<int>(rest < kLanes ? rest : kLanes);
+    }
+
+    INLINE bool full() const { return kWhole || count == kLanes; }
+
     INLINE Vec read(const float* row) const {
-        return count == kLanes ? load(row + channel) : load_some(row + channel, count);
+        return full() ? load(row + channel) : load_some(row + channel, count);
     }
 
     INLINE void write(float* row, Vec x) const {
-        count == kLanes ? store(row + channel, x) : store_some(row + channel, x, count);
+        full() ? store(row + channel, x) : store_some(row + channel, x, count);
     }
 };
-
-INLINE Part part_of(int64_t channels, int64_t channel) {
-    const int64_t rest = channels - channel;
-    return {channel, static_cast<int>(rest < kLanes ? rest : kLanes)};
-}
 
 INLINE float total(Vec x) {
     float sum = 0;
@@ -50,7 +54,7 @@ void add_rms_norm(const FusedCall& call, int64_t b, int64_t, int64_t t) {
     float* normed = row_of(call.out[1], b, 0, t);
     Vec squares = {};
     for (int64_t e = 0; e < call.channels; e += kLanes) {
-        const Part part = part_of(call.channels, e);
+        const Part<false> part(call.channels, e);
         const Vec x = residual ? part.read(hidden) + part.read(residual) : part.read(hidden);
         squares += x * x;
         part.write(stream, x);
@@ -58,7 +62,7 @@ void add_rms_norm(const FusedCall& call, int64_t b, int64_t, int64_t t) {
     const float mean = total(squares) / static_cast<float>(call.channels);
     const float inverse = 1.0f / __builtin_sqrtf(mean + static_cast<float>(call.first));
     for (int64_t e = 0; e < call.channels; e += kLanes) {
-        const Part part = part_of(call.channels, e);
+        const Part<false> part(call.channels, e);
         part.write(normed, part.read(stream) * inverse * part.read(call.weight));
     }
     call.column[b * call.length + t] = inverse;
@@ -70,7 +74,7 @@ void norm_relevance(const FusedCall& call, int64_t b, int64_t, int64_t t) {
     float* out = row_of(call.out[0], b, 0, t);
     const float inverse = call.column[b * call.length + t];
     for (int64_t e = 0; e < call.channels; e += kLanes) {
-        const Part part = part_of(call.channels, e);
+        const Part<false> part(call.channels, e);
         const Vec x = part.read(at_normed) * part.read(call.weight) * inverse;
         part.write(out, at_stream ? part.read(at_stream) + x : x);
     }
@@ -82,7 +86,7 @@ void gate(const FusedCall& call, int64_t b, int64_t, int64_t t) {
     float* signal = row_of(call.out[1], b, 0, t);
     const float scale = static_cast<float>(call.first);
     for (int64_t e = 0; e < call.channels; e += kLanes) {
-        const Part part = part_of(call.channels, e);
+        const Part<false> part(call.channels, e);
         Vec sum = {};
         for (int64_t k = 0; k < call.directions; k++) sum += part.read(row_of(call.in[0], b, k, t));
         sum *= scale;
@@ -102,7 +106,7 @@ void gate_relevance(const FusedCall& call, int64_t b, int64_t, int64_t t) {
     const float to_signal = static_cast<float>(call.first);
     const float to_gate = static_cast<float>(call.second);
     for (int64_t e = 0; e < call.channels; e += kLanes) {
-        const Part part = part_of(call.channels, e);
+        const Part<false> part(call.channels, e);
         const Vec gating = part.read(z);
         const Quotient q = sigmoid(gating);
         const Vec at = part.read(at_gated) * (q.above / q.below);
@@ -115,10 +119,10 @@ void gate_relevance(const FusedCall& call, int64_t b, int64_t, int64_t t) {
 void softplus_with_bias(const FusedCall& call, int64_t b, int64_t k, int64_t t) {
     const float* raw = row_of(call.in[0], b, k, t);
     float* dt = row_of(call.out[0], b, k, t);
-    const float* bias = call.bias + k * call.channels;
+    const float* bias = call.bias ? call.bias + k * call.channels : nullptr;
     for (int64_t e = 0; e < call.channels; e += kLanes) {
-        const Part part = part_of(call.channels, e);
-        part.write(dt, softplus(part.read(raw) + part.read(bias)));
+        const Part<false> part(call.channels, e);
+        part.write(dt, softplus(bias ? part.read(raw) + part.read(bias) : part.read(raw)));
     }
 }
 
@@ -140,11 +144,12 @@ struct Stretch {
 
     // Where the output of direction k stands, for a window whose newest position is t.
     int64_t output(int64_t k, int64_t t) const {
-        return call.reverse >> k & 1 ? t - (call.width - 1) : t;
+        return call.reverse[k] ? t - (call.width - 1) : t;
     }
 
     const float* taps(int64_t k, int64_t q) const {
-        return call.weight + (k * call.width + q) * call.channels + channel;
+        const int64_t tap = call.reverse[k] ? call.width - 1 - q : q;
+        return call.weight + (k * call.width + tap) * call.channels + channel;
     }
 
     const float* bias(int64_t k) const {
@@ -152,7 +157,19 @@ struct Stretch {
     }
 };
 
+// What one direction does to a window: its taps in the order of the window, and its bias.
 template <int kWidth>
+struct Filter {
+    const float* taps[kWidth];
+    const float* bias;
+
+    Filter(const Stretch& at, int64_t k) : bias(at.bias(k)) {
+        for (int q = 0; q < kWidth; q++) taps[q] = at.taps(k, q);
+    }
+};
+
+// kWhole says that the channels fill their registers; otherwise there is one, not full.
+template <int kWidth, bool kWhole>
 struct Convolution {
     static void silu(const Stretch& at) {
         const FusedCall& call = at.call;
@@ -163,11 +180,12 @@ struct Convolution {
                 const int64_t place = at.output(k, t);
                 if (!at.inside(place)) continue;
                 float* out = row_of(call.out[0], at.image, k, place) + at.channel;
+                const Filter<kWidth> filter(at, k);
                 for (int64_t e = 0; e < at.channels; e += kLanes) {
-                    const Part part = part_of(at.channels, e);
-                    Vec c = part.read(at.bias(k));
+                    const Part<kWhole> part(at.channels, e);
+                    Vec c = part.read(filter.bias);
                     for (int q = 0; q < kWidth; q++) {
-                        c += part.read(at.taps(k, q)) * part.read(window[q]);
+                        c += part.read(filter.taps[q]) * part.read(window[q]);
                     }
                     const Quotient s = sigmoid(c);
                     part.write(out, c * (s.above / s.below));
@@ -181,6 +199,7 @@ struct Convolution {
 
     static float relevance(const Stretch& at) {
         const FusedCall& call = at.call;
+        const float gamma = static_cast<float>(call.first);
         Sums sums[kStrip] = {};
         Vec kept = {};
         for (int64_t t = 0; t < call.length + kWidth - 1; t++) {
@@ -195,15 +214,18 @@ struct Convolution {
                 const int64_t place = at.output(k, t);
                 if (!at.inside(place)) continue;
                 const float* at_u = row_of(call.in[0], at.image, k, place) + at.channel;
+                const Filter<kWidth> filter(at, k);
                 for (int64_t e = 0; e < at.channels; e += kLanes) {
-                    kept += pass(at, k, part_of(at.channels, e), at_u, window, sums[e / kLanes]);
+                    const Part<kWhole> part(at.channels, e);
+                    const Vec given = part.read(at_u);
+                    kept += pass(filter, part, given, window, gamma, sums[e / kLanes]);
                 }
             }
             const int64_t oldest = t - kWidth + 1;
             if (oldest < 0) continue;
             float* out = row_of(call.out[0], at.image, 0, oldest) + at.channel;
             for (int64_t e = 0; e < at.channels; e += kLanes) {
-                part_of(at.channels, e).write(out, sums[e / kLanes][0]);
+                Part<kWhole>(at.channels, e).write(out, sums[e / kLanes][0]);
             }
         }
         return total(kept);
@@ -213,21 +235,19 @@ struct Convolution {
     //
     // The winning part of the contributions is (c + size) / 2 or (c - size) / 2, so the rule's
     // quotient is that of |c| and |c| + gamma (|c| + size) / 2: no difference of large sums.
-    static INLINE Vec pass(const Stretch& at, int64_t k, Part part, const float* at_u,
-                           const float* const* window, Sums& sums) {
-        const FusedCall& call = at.call;
-        const float gamma = static_cast<float>(call.first);
-        const Vec zero = {}, bias = part.read(at.bias(k));
+    static INLINE Vec pass(const Filter<kWidth>& filter, Part<kWhole> part, Vec at_u,
+                           const float* const* window, float gamma, Sums& sums) {
+        const Vec zero = {}, bias = part.read(filter.bias);
         Vec c = bias, size = magnitude(bias), products[kWidth];
         for (int q = 0; q < kWidth; q++) {
-            products[q] = part.read(at.taps(k, q)) * part.read(window[q]);
+            products[q] = part.read(filter.taps[q]) * part.read(window[q]);
             c += products[q];
             size += magnitude(products[q]);
         }
         const Quotient s = sigmoid(c);
         const Vec above = magnitude(c);
         const Vec share = s.above * above / (s.below * (above + 0.5f * gamma * (above + size)));
-        const Vec passed = part.read(at_u) * (c == zero ? zero + 0.5f : share);
+        const Vec passed = at_u * (c == zero ? zero + 0.5f : share);
         const Vec raised = passed * (1.0f + gamma);
         // What a contribution counts above zero and below it; one of exactly zero counts half with
         // either sign.
@@ -235,7 +255,7 @@ struct Convolution {
         const Vec middle = 0.5f * (upper + lower);
         for (int q = 0; q < kWidth; q++) {
             const Vec sign = products[q] > zero ? upper : lower;
-            sums[q] += part.read(at.taps(k, q)) * (products[q] == zero ? middle : sign);
+            sums[q] += part.read(filter.taps[q]) * (products[q] == zero ? middle : sign);
         }
         return bias * (bias >= zero ? upper : lower);
     }
@@ -249,12 +269,22 @@ bool is_convolution(const FusedCall& call) {
     return call.operation == kConvSilu || call.operation == kConvSiluRelevance;
 }
 
+template <int kWidth, bool kWhole>
+float walk(const Stretch& at) {
+    using Walk = Convolution<kWidth, kWhole>;
+    if (at.call.operation == kConvSiluRelevance) return Walk::relevance(at);
+    Walk::silu(at);
+    return 0;
+}
+
 template <int kWidth>
 void run_stretch(const FusedCall& call, int64_t task) {
-    const int64_t start = task % runs_of(call) * kRun, rest = call.channels - start;
-    const Stretch at = {call, task / runs_of(call), start, rest < kRun ? rest : kRun};
-    if (call.operation == kConvSilu) return Convolution<kWidth>::silu(at);
-    const float kept = Convolution<kWidth>::relevance(at);
+    const int64_t image = task / runs_of(call), start = task % runs_of(call) * kRun;
+    const int64_t rest = call.channels - start, channels = rest < kRun ? rest : kRun;
+    const int64_t whole = channels - channels % kLanes;
+    float kept = 0;
+    if (whole) kept += walk<kWidth, true>({call, image, start, whole});
+    if (whole < channels) kept += walk<kWidth, false>({call, image, start + whole, channels - whole});
     if (call.column) call.column[task] = kept;
 }
 

@@ -27,15 +27,16 @@ struct Rows {
 
 struct FusedCall {
     int64_t operation;
-    int64_t batch, directions, length, channels, width;
-    int64_t reverse;  // bit k says that direction k walks the sequence from its end
-    int64_t threads;
+    int64_t batch, directions, length, channels, width, threads;
     // eps; or gamma; or the scale of the gate; or the factors of signal and gate.
     double first, second;
     Rows in[3], out[2];
-    const float* weight;  // (E) of a norm, (K, W, E) in memory order of the inputs for taps
-    const float* bias;    // (K, E), or null
-    float* column;        // (B, L) of a norm; (B, T) for what the bias absorbs in T runs of channels
+    // (E) of a norm; or taps (K, W, E), the last of which meets the output's own position.
+    const float* weight;
+    const float* bias;       // (K, E), or null
+    const uint8_t* reverse;  // (K): whether a direction walks the sequence from its end
+    // (B, L) of a norm; or null, or room for what the bias absorbs, (B, T) for T runs of channels.
+    float* column;
 };
 
 // One compilation of fused.cpp. As for the scan, tasks are independent, and how they are dealt to
