@@ -1,31 +1,25 @@
 """Sites that divide by a statistic of their input."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimlrp.sites.base import Site
-from vimlrp.tracing import active, at_least_float32, frozen
+from vimlrp.tracing import active, at_least_float32, constant, frozen
 
 __all__ = ["LayerNorm", "Norm", "RMSNorm"]
 
 
 class Norm(Site):
-    """A normalisation: centring, division by a statistic, scale, shift."""
+    """Division by a statistic of the input, perhaps after a centring and before a shift."""
 
     kind = "normalisation"
 
-    def divisor(self, x: Tensor) -> Tensor:
-        """The inverse of the statistic that x is multiplied by, (..., 1)."""
+    def held(self, x: Tensor) -> Tensor:
+        """Normalise x by its own statistic, held constant; a centring is kept."""
         raise NotImplementedError
-
-    def normalise(self, x: Tensor, inverse: Tensor) -> Tensor:
-        """Centre x, scale it by the given inverse statistic and by the weight, and shift it."""
-        raise NotImplementedError
-
-    def plain(self, x: Tensor) -> Tensor:
-        """Normalise by the input's own statistic."""
-        return self.normalise(x, self.divisor(x))
 
 
 class RMSNorm(Norm):
@@ -42,11 +36,19 @@ class RMSNorm(Norm):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def divisor(self, x: Tensor) -> Tensor:
-        """1 / sqrt(mean(x^2) + eps)."""
+        """1 / sqrt(mean(x^2) + eps), (..., 1)."""
         x = x.to(at_least_float32(x))
         return torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
-    def normalise(self, x: Tensor, inverse: Tensor) -> Tensor:
+    def held(self, x: Tensor) -> Tensor:
+        """Scale x by its own inverse statistic, held constant, and by the weight."""
+        return self._scaled(x, constant(self.divisor(x.detach())))
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Normalise by the input's own statistic."""
+        return self._scaled(x, self.divisor(x))
+
+    def _scaled(self, x: Tensor, inverse: Tensor) -> Tensor:
         """Scale x, and return it in the weight's type."""
         return (x * inverse * frozen(self.weight)).to(self.weight.dtype)
 
@@ -68,28 +70,43 @@ class LayerNorm(Norm):
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def divisor(self, x: Tensor) -> Tensor:
-        """1 / sqrt(variance + eps)."""
-        x = x.to(at_least_float32(x))
-        return torch.rsqrt(x.var(-1, correction=0, keepdim=True) + self.eps)
-
-    def normalise(self, x: Tensor, inverse: Tensor) -> Tensor:
-        """Centre, scale and shift x, and return it in the weight's type."""
-        bias = frozen(self.bias)
-        wide = x.to(at_least_float32(x))
-        centred = wide - wide.mean(-1, keepdim=True)
-        out = centred * inverse * frozen(self.weight) + bias
-        trace = active()
-        if trace is not None:
-            trace.absorb(f"bias: {self.kind}", out, bias)
-        return out.to(self.weight.dtype)
+    def held(self, x: Tensor) -> Tensor:
+        """Centre, scale and shift x by its own statistic, held constant."""
+        weight, bias = self.weight.detach(), self.bias.detach()
+        return self._noted(_CentredByConstant.apply(x, weight, bias, self.eps), bias)
 
     def plain(self, x: Tensor) -> Tensor:
         """Normalise by the input's own statistics."""
-        if active() is not None:
-            return super().plain(x)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        weight, bias = frozen(self.weight), frozen(self.bias)
+        return self._noted(F.layer_norm(x, weight.shape, weight, bias, self.eps), bias)
 
     def extra_repr(self) -> str:
         """Say the size."""
         return f"{len(self.weight)}, eps={self.eps}"
+
+    def _noted(self, out: Tensor, bias: Tensor) -> Tensor:
+        """Note in the account what the bias takes of an output."""
+        trace = active()
+        if trace is not None:
+            trace.absorb(f"bias: {self.kind}", out, bias)
+        return out
+
+
+class _CentredByConstant(torch.autograd.Function):
+    """Layer normalisation whose gradient knows the centring, and takes the divisor for a constant.
+
+    It needs one number a row from the forward pass, and no copy of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        out, _, inverse = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(weight, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, inverse = ctx.saved_tensors
+        scaled = gradients[0] * weight
+        centred = scaled - scaled.mean(-1, keepdim=True, dtype=inverse.dtype)
+        return (centred * inverse).to(weight.dtype), None, None, None
