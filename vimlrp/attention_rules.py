@@ -48,10 +48,13 @@ class AttnLRP(Rule):
         weights = scores.softmax(-1)
         trace = active()
         if trace is not None:
-            # The sum over the weights less that over the scores is what did not pass.
-            trace.absorb("softmax", weights, weights)
-            trace.absorb("softmax", scores, -scores)
+            trace.absorb("softmax", weights, _constant_term(scores.detach(), weights.detach()))
         return _halved(weights) @ _halved(v)
+
+
+def _constant_term(scores: Tensor, weights: Tensor) -> Tensor:
+    """s(x) - J x of the softmax's expansion at x, J its Jacobian."""
+    return weights * (1 - scores + (weights * scores).sum(-1, keepdim=True))
 
 
 def _halved(x: Tensor) -> Tensor:
