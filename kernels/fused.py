@@ -7,7 +7,8 @@ rules prescribe (Jafari et al., NeurIPS 2024), for a caller that arranges the wh
 
 Inputs may be float32, bfloat16 or float16 in any mixture, with float32 arithmetic inside, or
 float64 for the twin alone. They may be strided views, such as halves of one tensor; results are
-contiguous. `backend` is "auto", "reference" for the plain PyTorch twin, or "triton".
+contiguous. `backend` is "auto", "reference" for the plain PyTorch twin, "native" for C++ on a CPU,
+which takes float32 alone, or "triton".
 """
 
 import math
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import fused_reference
+from vimlrp.kernels import fused_native, fused_reference
 from vimlrp.kernels.backends import choose
 from vimlrp.kernels.reference import compute_dtype
 
@@ -32,7 +33,7 @@ __all__ = [
     "step",
 ]
 
-_BACKENDS = ("auto", "reference", "triton")
+_BACKENDS = ("auto", "reference", "native", "triton")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 8
 
@@ -271,8 +272,14 @@ def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
             f"{', '.join(map(repr, _BACKENDS))}."
         )
     device = next(x.device for x in tensors if x is not None)
-    if choose(backend, device, compute_dtype(*tensors)) != "triton":
-        return fused_reference
+    chosen = choose(backend, device, compute_dtype(*tensors))
+    wide = all(x is None or x.dtype == torch.float32 for x in tensors)
+    if backend == "native" and not wide:
+        raise KernelError(
+            "The native fused operations take float32 alone: convert every tensor, or take 'auto'."
+        )
+    if chosen != "triton":
+        return fused_native if chosen == "native" and wide else fused_reference
     # Imported at first use: Triton is absent on most machines without a GPU.
     from vimlrp.kernels import fused_triton
 

@@ -26,7 +26,7 @@ INLINE Vec exp_of_minus(Vec x) {
     p = r * p + 0.1666652113199234f;
     p = r * p + 0.4999999403953552f;
     p = (r * r) * p + r;
-    // A factor rather than a sum of bits, so that NaN stays NaN; n is at least -127, whose factor is 0.
+    // A factor rather than a sum of bits, so that NaN stays NaN; that of n = -127 is 0.
     return (p + 1.0f) * (Vec)(((Bits)shifted << 23) + (127 << 23));
 }
 

@@ -1,10 +1,10 @@
 // The element-wise operations of a Vim block, compiled once for every instruction set.
 //
 // FUSED names the table that this compilation exports. Neighbouring channels are the lanes of a
-// register. A task of a norm, a gate or a step is one row; one of a convolution is a run of channels
-// along the whole sequence, whose windows all directions share: one that runs forwards has its
-// output at the newest position of the window, one that is reversed at the oldest, and both pass
-// their relevance to exactly the positions of the window.
+// register. A task of a norm, a gate or a step is one row; one of a convolution is a run of
+// channels along the whole sequence, whose windows all directions share: one that runs forwards has
+// its output at the newest position of the window, one that is reversed at the oldest, and both
+// pass their relevance to exactly the positions of the window.
 #include "fused.h"
 #include "functions.h"
 
@@ -138,8 +138,8 @@ struct Stretch {
 
     bool inside(int64_t t) const { return t >= 0 && t < call.length; }
 
-    const float* input(const Rows& x, int64_t k, int64_t t) const {
-        return inside(t) ? row_of(x, image, k, t) + channel : kZeros;
+    const float* input(const Rows& x, int64_t t) const {
+        return inside(t) ? row_of(x, image, 0, t) + channel : kZeros;
     }
 
     // Where the output of direction k stands, for a window whose newest position is t.
@@ -171,11 +171,16 @@ struct Filter {
 // kWhole says that the channels fill their registers; otherwise there is one, not full.
 template <int kWidth, bool kWhole>
 struct Convolution {
+    // The inputs of the window whose newest position is t.
+    static void find_window(const Stretch& at, const Rows& x, int64_t t, const float** window) {
+        for (int q = 0; q < kWidth; q++) window[q] = at.input(x, t - kWidth + 1 + q);
+    }
+
     static void silu(const Stretch& at) {
         const FusedCall& call = at.call;
         for (int64_t t = 0; t < call.length + kWidth - 1; t++) {
             const float* window[kWidth];
-            for (int q = 0; q < kWidth; q++) window[q] = at.input(call.in[0], 0, t - kWidth + 1 + q);
+            find_window(at, call.in[0], t, window);
             for (int64_t k = 0; k < call.directions; k++) {
                 const int64_t place = at.output(k, t);
                 if (!at.inside(place)) continue;
@@ -204,7 +209,7 @@ struct Convolution {
         Vec kept = {};
         for (int64_t t = 0; t < call.length + kWidth - 1; t++) {
             const float* window[kWidth];
-            for (int q = 0; q < kWidth; q++) window[q] = at.input(call.in[1], 0, t - kWidth + 1 + q);
+            find_window(at, call.in[1], t, window);
             for (int64_t e = 0; e < at.channels; e += kLanes) {
                 Sums& sum = sums[e / kLanes];
                 for (int q = 1; q < kWidth; q++) sum[q - 1] = sum[q];
@@ -284,7 +289,8 @@ void run_stretch(const FusedCall& call, int64_t task) {
     const int64_t whole = channels - channels % kLanes;
     float kept = 0;
     if (whole) kept += walk<kWidth, true>({call, image, start, whole});
-    if (whole < channels) kept += walk<kWidth, false>({call, image, start + whole, channels - whole});
+    const int64_t tail = channels - whole;
+    if (tail) kept += walk<kWidth, false>({call, image, start + whole, tail});
     if (call.column) call.column[task] = kept;
 }
 
