@@ -14,7 +14,6 @@ from timm.layers import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vimlrp.errors import InputError
 from vimlrp.models.builder import build, note_weights, vision_cfg
@@ -91,7 +90,6 @@ class VMamba(nn.Module):
         super().__init__()
         _check_options(generation, global_pool)
         self.generation, self.global_pool, self.num_classes = generation, global_pool, num_classes
-        self.grad_checkpointing = False
         self.set_input_size(img_size)
         widths = [dim * 2**stage for stage in range(len(depths))]
         self.num_features = self.head_hidden_size = self.embed_dim = widths[-1]
@@ -120,7 +118,7 @@ class VMamba(nn.Module):
         """(B, 3, H, W) to the last, normalised map, (B, h, w, C)."""
         x = self.embed(x)
         for stage in self.layers:
-            x = stage.downsample(self._run(stage, x))
+            x = stage(x)
         return self.classifier.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -157,7 +155,7 @@ class VMamba(nn.Module):
         wanted, last = feature_take_indices(len(self.layers), indices)
         maps, x = [], self.embed(x)
         for i, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
-            x = self._run(stage, x)
+            x = stage.own_map(x)
             if i in wanted:
                 out = self.classifier.norm(x) if norm and i == len(self.layers) - 1 else x
                 maps.append(out.permute(0, 3, 1, 2) if output_fmt == "NCHW" else out)
@@ -218,7 +216,8 @@ class VMamba(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass of training."""
-        self.grad_checkpointing = enable
+        for stage in self.layers:
+            stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group parameters by depth, as timm's layer decay expects.
@@ -233,14 +232,6 @@ class VMamba(nn.Module):
             (r"^classifier\.norm", (99999,)),
         ]
         return {"stem": r"^patch_embed", "blocks": stages if coarse else blocks}
-
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """The blocks of a stage, recomputed in the backward pass where that is asked for."""
-        if not (self.grad_checkpointing and self.training):
-            return stage.blocks(x)
-        for block in stage.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
-        return x
 
     def _stream(self) -> Iterator[str]:
         for i, stage in enumerate(self.layers):

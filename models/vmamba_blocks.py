@@ -5,6 +5,7 @@ from typing import Any
 
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vimlrp.models.ss2d import SS2D
 from vimlrp.sites import Activation, LayerNorm, Linear, Residual
@@ -76,9 +77,18 @@ class Stage(nn.Module):
 
     def __init__(self, blocks: Sequence[Block], downsample: nn.Module) -> None:
         super().__init__()
+        self.grad_checkpointing = False
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the next stage's map."""
-        return self.downsample(self.blocks(x))
+        return self.downsample(self.own_map(x))
+
+    def own_map(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the stage's map before it is made coarser."""
+        if not (self.grad_checkpointing and self.training):
+            return self.blocks(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
