@@ -14,6 +14,7 @@ from vimlrp.account import Account
 from vimlrp.composites import Composite
 from vimlrp.errors import InputError, UnsupportedModelError
 from vimlrp.guard import check_supported
+from vimlrp.kernels.backends import choose
 from vimlrp.layers import LayerRecord, Streams, watch_layers
 from vimlrp.modes import evaluation_mode
 from vimlrp.rules import AffineRule
@@ -21,7 +22,8 @@ from vimlrp.targets import Seed, Target, seed
 from vimlrp.tracing import Trace, Watcher, at_least_float32, tracing
 
 FUSE_VARIABLE = "VIMLRP_FUSED"
-"""0 runs every block by its sites, 1 fuses where the rules allow it, auto (the default) on GPUs."""
+"""0 runs every block by its sites, 1 fuses where the rules allow it, and auto, the default, does so
+on GPUs, and in float32 on a CPU where the compiled library is usable."""
 
 __all__ = ["Request", "Result", "check_eager", "explaining", "propagate"]
 
@@ -86,11 +88,13 @@ def explaining(
 
 
 def _fuses(x: Tensor) -> bool:
-    """Whether blocks run as one operation: on a GPU, unless the environment says otherwise."""
+    """Whether blocks run as one operation: where the fused operations are compiled for x."""
     wish = os.environ.get(FUSE_VARIABLE, "auto")
     if wish not in ("auto", "0", "1"):
         raise InputError(f"{FUSE_VARIABLE} is {wish!r}; give auto, 0 or 1")
-    return x.is_cuda if wish == "auto" else wish == "1"
+    if wish != "auto":
+        return wish == "1"
+    return x.is_cuda or (x.dtype == torch.float32 and choose("auto", x.device, x.dtype) == "native")
 
 
 def check_eager(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from test_fused_agree import WRITING, Call, calls, random
 from test_native import SETS
 from torch import Tensor
 
+from vimlrp.engine import FUSE_VARIABLE, _fuses
 from vimlrp.errors import KernelError
 from vimlrp.kernels import fused, fused_native, fused_reference, native
 from vimlrp.kernels.backends import VARIABLE
@@ -264,14 +265,33 @@ def test_auto_takes_it_for_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         assert fused._programs("native", x) is fused_native
 
 
+@needs_library
+def test_blocks_are_fused_for_it_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in (VARIABLE, FUSE_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    x = torch.ones(1)
+    assert _fuses(x)
+    assert not _fuses(x.double())
+    assert not _fuses(x.bfloat16())
+    monkeypatch.setenv(VARIABLE, "cpu")
+    assert not _fuses(x)
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv(FUSE_VARIABLE, "0")
+    assert not _fuses(x)
+
+
 def test_without_a_library_the_twins_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "_scan.so")
     monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(FUSE_VARIABLE, raising=False)
     cached = (native._load, native.instruction_sets, native._chosen)
     for function in cached:
         function.cache_clear()
     try:
         assert fused._programs("auto", torch.ones(2)) is fused_reference
+        assert not _fuses(torch.ones(2))
         with pytest.raises(KernelError, match="has no compiled library"):
             fused._programs("native", torch.ones(2))
     finally:
