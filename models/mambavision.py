@@ -6,7 +6,7 @@ weights are NVIDIA's, under CC-BY-NC-SA-4.0.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
@@ -92,7 +92,7 @@ class MambaVision(nn.Module):
             )
             for i in range(len(depths))
         )
-        self.norm = BatchNorm2d(self.num_features)
+        self.norm: nn.Module = BatchNorm2d(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier(num_classes)
 
@@ -142,7 +142,7 @@ class MambaVision(nn.Module):
             raise InputError(f"output_fmt is {output_fmt!r}; give 'NCHW' or 'NHWC'")
         take, last = feature_take_indices(len(self.levels), indices)
         x, maps = self.patch_embed(x), []
-        levels = self.levels[: last + 1] if stop_early else self.levels
+        levels = self._levels()[: last + 1] if stop_early else self._levels()
         for i, level in enumerate(levels):
             features = level.features(x)
             if i in take:
@@ -195,13 +195,13 @@ class MambaVision(nn.Module):
             self.global_pool = global_pool
         self.num_classes = num_classes
         note_weights(self, None)
-        weight = self.patch_embed.conv_down[0].weight
+        weight = next(self.parameters())
         self.head = self._classifier(num_classes).to(weight.device, weight.dtype)
 
     def complete_cuts(self) -> tuple[str, ...]:
         """Modules whose outputs together carry all relevance, from input to output."""
         levels = []
-        for i, level in enumerate(self.levels):
+        for i, level in enumerate(self._levels()):
             levels += [f"levels.{i}.blocks.{j}" for j in range(len(level.blocks))]
             levels.append(f"levels.{i}")
         return ("patch_embed.conv_down.0", "patch_embed", *levels, "norm", "head")
@@ -212,7 +212,7 @@ class MambaVision(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass of training."""
-        for level in self.levels:
+        for level in self._levels():
             level.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -227,6 +227,9 @@ class MambaVision(nn.Module):
             (r"^norm", (99999,)),
         ]
         return {"stem": r"^patch_embed", "blocks": r"^levels\.(\d+)" if coarse else fine}
+
+    def _levels(self) -> list[Level]:
+        return cast("list[Level]", list(self.levels))
 
     def _classifier(self, num_classes: int) -> nn.Module:
         if num_classes == 0:

@@ -126,9 +126,8 @@ class TokenBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.residual2 = Residual()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        scaled = layer_scale is not None
-        self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
-        self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
+        self.gamma_1 = _layer_scale(dim, layer_scale)
+        self.gamma_2 = _layer_scale(dim, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, W, L, D) to (B, W, L, D)."""
@@ -137,6 +136,10 @@ class TokenBlock(nn.Module):
 
     def _branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
         return self.drop_path(x if scale is None else x * frozen(scale))
+
+
+def _layer_scale(dim: int, start: float | None) -> nn.Parameter | None:
+    return None if start is None else nn.Parameter(torch.full((dim,), start))
 
 
 class Level(nn.Module):

@@ -82,7 +82,8 @@ class MambaMixer(nn.Module):
         """Dt (B, W, L, E), A (E, N), B and C (B, W, L, N), D (E,)."""
         low, b, c = self.x_proj(self.scan.parameter_source(u)).split(self.sizes, dim=-1)
         # The official code counts this bias twice: in the projection and again in the step.
-        dt = self.step(self.dt_proj(low), frozen(self.dt_proj.bias))
+        bias = self.dt_proj.bias
+        dt = self.step(self.dt_proj(low), None if bias is None else frozen(bias))
         return dt, -torch.exp(frozen(self.A_log)), b, c, frozen(self.D)
 
 

@@ -26,8 +26,8 @@ class Attention(Site):
             (B, ..., L, d).
         """
         # The fused kernels take no more than four axes.
-        folded = (x.flatten(0, -4) if x.dim() > 4 else x for x in (q, k, v))
-        return F.scaled_dot_product_attention(*folded).view(q.shape)
+        folded = [x.flatten(0, -4) if x.dim() > 4 else x for x in (q, k, v)]
+        return F.scaled_dot_product_attention(folded[0], folded[1], folded[2]).view(q.shape)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Products of queries and keys over sqrt(d), (B, ..., L, L)."""
