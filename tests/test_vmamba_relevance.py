@@ -245,10 +245,10 @@ def test_an_explanation_in_lower_precision_adds_up(name):
         model = timm.create_model(name, num_classes=10).eval()
     enliven(model)
     x = images(2, 64, dtype=torch.float32)
-    expected = vimlrp.explain(model, x, target=1)
+    expected = vimlrp.explain(model, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = vimlrp.explain(model, x, target=1)
-    half = vimlrp.explain(copy.deepcopy(model).bfloat16(), x.bfloat16(), target=1)
+        cast = vimlrp.explain(model, x)
+    half = vimlrp.explain(copy.deepcopy(model).bfloat16(), x.bfloat16())
     for ours in (cast, half):
         assert ours.pixels.dtype == torch.float32
         assert (ours.account.residue / ours.account.target).abs().max() < 5e-2
