@@ -13,17 +13,22 @@ import triton
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels.triton_kernels import gradient_kernel, relevance_kernel, scan_kernel
+from vimlrp.kernels.triton_chunked import chunked_kernel, scalar_kernel
+from vimlrp.kernels.triton_gradient import gradient_kernel, states_kernel
+from vimlrp.kernels.triton_regime import Regime, regime_of
+from vimlrp.kernels.triton_sequential import sequential_kernel
 
 __all__ = ["forward", "full_backward", "input_backward"]
 
 # Steps between two kept states in the full backward; the states of a chunk stay in the L2 cache.
 _CHUNK = 8
-# Channels of a large call above which a program of the light walks takes two for each thread: fewer
-# programs, each with more independent work in flight, measured 12 % faster on an H200.
-_MANY_CHANNELS = 3072 * 64
 # One flag per direction travels as one bit of an integer argument.
 _MOST_DIRECTIONS = 31
+_KERNELS = {
+    "sequential": sequential_kernel,
+    "chunked": chunked_kernel,
+    "scalar": scalar_kernel,
+}
 
 
 def forward(
@@ -38,7 +43,7 @@ def forward(
 ) -> Tensor:
     """The scan itself; arguments and result as in `reference.scan`, without a graph."""
     y = torch.empty(dt.shape, dtype=u.dtype, device=u.device)
-    _scan(u, dt, A, B, C, D, index, reverse, y, None)
+    _run(u.expand(dt.shape), dt, A, B, C, D, index, reverse, y, relevance=False)
     return y
 
 
@@ -55,12 +60,7 @@ def input_backward(
 ) -> Tensor:
     """The relevance pass; arguments and result as in `blocked.input_backward`."""
     du = _input_gradient(dy, shared)
-    skip = dy if D is None else D
-    with _on(dy):
-        relevance_kernel[_grid(dt, A, B, light=True)](
-            dy, dt, A, B, C, skip, du, dt if index is None else index,
-            *_strides(dy, dt, A, B, C, skip, du), **_sizes(dt, A, B, D, index, reverse, light=True),
-        )  # fmt: skip
+    _run(dy, dt, A, C, B, D, index, reverse, du, relevance=True)
     return du.sum(1, keepdim=True).to(dy.dtype) if shared else du
 
 
@@ -79,22 +79,23 @@ def full_backward(
     """The gradient through the named factors, as in `blocked_full.full_backward`."""
     shared = u.shape[1] < dt.shape[1]
     u = u.expand(dt.shape)
-    starts = _states_before_chunks(u, dt, A, B, C, index, reverse)
+    starts = _states_before_chunks(u, dt, A, B, index, reverse)
     du = _input_gradient(dy, shared)
     ddt = torch.empty(dt.shape, dtype=dt.dtype, device=dt.device)
-    blocks = _blocks(dt, A, B) * B.shape[3]
+    sizes, skip = _full_sizes(dt, A, B, index, reverse), dy if D is None else D
+    blocks = sizes["PER_GROUP"] * B.shape[3]
     dB, dC = dt.new_empty((2, *dt.shape[:3], blocks, A.shape[2]), dtype=torch.float32)
     dA = dt.new_empty((dt.shape[0], len(A), A.shape[2], A.shape[1]), dtype=torch.float32)
     dD = dt.new_empty((dt.shape[0], *A.shape[:2]), dtype=torch.float32)
-    sizes, skip = _sizes(dt, A, B, D, index, reverse), dy if D is None else D
     tile = _CHUNK * sizes["BLOCK_N"] * sizes["BLOCK_D"]
-    states = dt.new_empty((_grid(dt, A, B)[0], tile), dtype=torch.float32)
+    grid = _grid(dt, B, sizes)
+    states = dt.new_empty((grid[0], tile), dtype=torch.float32)
     with _on(dy):
-        gradient_kernel[_grid(dt, A, B)](
+        gradient_kernel[grid](
             dy, u, dt, A, B, C, skip, starts, states, du, ddt, dA, dB, dC, dD,
             dt if index is None else index,
             *_strides(dy, u, dt, A, B, C, skip, starts, du, dA, dB, dD),
-            THROUGH_A="A" in factors, THROUGH_B="B" in factors, CHUNK=_CHUNK, **sizes,
+            HAS_D=D is not None, THROUGH_A="A" in factors, THROUGH_B="B" in factors, **sizes,
         )  # fmt: skip
     return (
         du.sum(1, keepdim=True).to(u.dtype) if shared else du,
@@ -106,28 +107,57 @@ def full_backward(
     )
 
 
-def _scan(
-    u: Tensor,
+def _run(
+    x: Tensor,
     dt: Tensor,
     A: Tensor,
-    B: Tensor,
-    C: Tensor,
+    into: Tensor,
+    out_of: Tensor,
     D: Tensor | None,
     index: Tensor | None,
     reverse: Sequence[bool],
-    y: Tensor | None,
-    starts: Tensor | None,
+    y: Tensor,
+    *,
+    relevance: bool,
 ) -> None:
-    """Fill y, or the states before every chunk; the kernel never touches the other one."""
-    u = u.expand(dt.shape)
-    skip, out, kept = (u if x is None else x for x in (D, y, starts))
-    with _on(u):
-        scan_kernel[_grid(dt, A, B, light=True)](
-            u, dt, A, B, C, skip, out, kept, dt if index is None else index,
-            *_strides(u, dt, A, B, C, skip, out, kept),
-            SAVE=starts is not None, CHUNK=_CHUNK,
-            **_sizes(dt, A, B, D, index, reverse, light=True),
+    """Fill y: the scan of x, or with `relevance` the scan against the order of visit.
+
+    Args:
+        x: u, or the gradient at the output.
+        dt: As for the scan, as are A, D, index and reverse.
+        A: Decay rates.
+        into: What x enters the state by: B, or C in the relevance pass.
+        out_of: What the state is read by: C, or B in the relevance pass.
+        D: Skip weights.
+        index: Positions.
+        reverse: Flags.
+        y: The output.
+        relevance: Which of the two.
+    """
+    per_group = A.shape[1] // into.shape[3]
+    regime = regime_of(dt.shape[0] * dt.shape[1] * A.shape[1], dt.shape[2], A.shape[2], per_group)
+    # The programs load neighbouring channels of A together.
+    A, skip = _channels_last(A), x if D is None else D
+    with _on(x):
+        _KERNELS[regime.kernel][_grid(dt, into, regime.sizes(per_group))](
+            x, dt, A, into, out_of, skip, y, dt if index is None else index,
+            A.stride(0), A.stride(2), *_strides(x, dt, into, out_of, skip, y),
+            dt.shape[2], _flags(reverse), per_group, A.shape[2], dt.shape[1], into.shape[3],
+            HAS_D=D is not None, HAS_INDEX=index is not None, RELEVANCE=relevance,
+            **regime.sizes(per_group), **_steps(regime),
         )  # fmt: skip
+
+
+def _channels_last(A: Tensor) -> Tensor:
+    """A (K, D, N) with neighbouring channels side by side in memory."""
+    if A.shape[1] == 1 or A.stride(1) == 1:
+        return A
+    return A.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _steps(regime: Regime) -> dict[str, int]:
+    chunks = {} if regime.kernel == "sequential" else {"CHUNKS": regime.chunks}
+    return {"STEPS": regime.steps, "num_warps": regime.warps, **chunks}
 
 
 def _states_before_chunks(
@@ -135,7 +165,6 @@ def _states_before_chunks(
     dt: Tensor,
     A: Tensor,
     B: Tensor,
-    C: Tensor,
     index: Tensor | None,
     reverse: Sequence[bool],
 ) -> Tensor:
@@ -143,7 +172,12 @@ def _states_before_chunks(
     chunks = triton.cdiv(dt.shape[2], _CHUNK)
     shape = (*dt.shape[:2], chunks, A.shape[2], A.shape[1])
     starts = torch.empty(shape, dtype=torch.float32, device=dt.device)
-    _scan(u, dt, A, B, C, None, index, reverse, None, starts)
+    sizes = _full_sizes(dt, A, B, index, reverse)
+    with _on(u):
+        states_kernel[_grid(dt, B, sizes)](
+            u, dt, A, B, starts, dt if index is None else index,
+            *_strides(u, dt, A, B, starts), **sizes,
+        )  # fmt: skip
     return starts
 
 
@@ -152,57 +186,43 @@ def _input_gradient(dy: Tensor, shared: bool) -> Tensor:
     return torch.empty(dy.shape, dtype=torch.float32 if shared else dy.dtype, device=dy.device)
 
 
-def _tile(dt: Tensor, A: Tensor, B: Tensor, light: bool) -> tuple[int, int]:
-    """BLOCK_N and BLOCK_D: a channel or two a thread of a single warp while its state is small.
-
-    A light program holds one state; the full gradient holds several.
-    """
-    state = triton.next_power_of_2(A.shape[2])
-    channels = triton.next_power_of_2(A.shape[1] // B.shape[3])
-    many = dt.shape[0] * dt.shape[1] * dt.shape[3] >= _MANY_CHANNELS
-    lanes = 64 if light and many else 32
-    return state, min(channels, max(4, min(lanes, 32 * lanes // state)))
-
-
-def _blocks(dt: Tensor, A: Tensor, B: Tensor, light: bool = False) -> int:
-    """Blocks of channels in a group."""
-    return int(triton.cdiv(A.shape[1] // B.shape[3], _tile(dt, A, B, light)[1]))
-
-
-def _grid(dt: Tensor, A: Tensor, B: Tensor, light: bool = False) -> tuple[int]:
-    return (dt.shape[0] * dt.shape[1] * B.shape[3] * _blocks(dt, A, B, light),)
-
-
-def _sizes(
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    D: Tensor | None,
-    index: Tensor | None,
-    reverse: Sequence[bool],
-    light: bool = False,
+def _full_sizes(
+    dt: Tensor, A: Tensor, B: Tensor, index: Tensor | None, reverse: Sequence[bool]
 ) -> dict[str, Any]:
-    """The arguments that every program takes after its strides."""
+    """The arguments that both programs of the full gradient take after their strides.
+
+    A program holds several states of 32 channels, fewer where there are many states.
+    """
+    per_group = A.shape[1] // B.shape[3]
+    state = triton.next_power_of_2(A.shape[2])
+    block = min(triton.next_power_of_2(per_group), max(4, min(32, 1024 // state)))
+    return {
+        "length": dt.shape[2],
+        "reverse": _flags(reverse),
+        "N": A.shape[2],
+        "E": per_group,
+        "K": dt.shape[1],
+        "G": B.shape[3],
+        "PER_GROUP": triton.cdiv(per_group, block),
+        "HAS_INDEX": index is not None,
+        "CHUNK": _CHUNK,
+        "BLOCK_N": state,
+        "BLOCK_D": block,
+        "num_warps": 1,
+    }
+
+
+def _flags(reverse: Sequence[bool]) -> int:
     if len(reverse) > _MOST_DIRECTIONS:
         raise KernelError(
             f"The triton backend was given {len(reverse)} directions; it takes up to "
             f"{_MOST_DIRECTIONS} a call. Split the call, or choose backend='reference'."
         )
-    block_n, block_d = _tile(dt, A, B, light)
-    return {
-        "length": dt.shape[2],
-        "reverse": sum(bool(back) << k for k, back in enumerate(reverse)),
-        "N": A.shape[2],
-        "E": A.shape[1] // B.shape[3],
-        "K": dt.shape[1],
-        "G": B.shape[3],
-        "PER_GROUP": _blocks(dt, A, B, light),
-        "HAS_D": D is not None,
-        "HAS_INDEX": index is not None,
-        "BLOCK_N": block_n,
-        "BLOCK_D": block_d,
-        "num_warps": 1,
-    }
+    return sum(bool(back) << k for k, back in enumerate(reverse))
+
+
+def _grid(dt: Tensor, B: Tensor, sizes: dict[str, Any]) -> tuple[int]:
+    return (dt.shape[0] * dt.shape[1] * B.shape[3] * sizes["PER_GROUP"],)
 
 
 def _strides(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:

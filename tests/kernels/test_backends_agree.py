@@ -45,17 +45,34 @@ def test_several_blocks_of_channels_in_a_group(backend: str) -> None:
         assert_same(p, p.to(torch.float64), backend, grad, 1e-5)
 
 
-@pytest.mark.skipif("triton" not in FAST, reason="Triton runs in its interpreter or on a GPU")
-@pytest.mark.parametrize("grad", ["full", "input"])
-def test_wide_blocks_of_triton(monkeypatch: pytest.MonkeyPatch, grad: str) -> None:
-    from vimlrp.kernels import triton
+REGIMES = [
+    ("sequential", 4, 1, 1, 1, 1),
+    ("sequential", 32, 1, 3, 1, 3),
+    ("chunked", 4, 4, 3, 1, 3),
+    ("chunked", 2, 2, 1, 1, 2),
+    ("scalar", 8, 4, 2, 1, 1),
+    ("scalar", 2, 8, 1, 1, 1),
+]
 
-    monkeypatch.setattr(triton, "_MANY_CHANNELS", 0)
+
+@pytest.mark.skipif("triton" not in FAST, reason="Triton runs in its interpreter or on a GPU")
+@pytest.mark.parametrize("order", ["bidirectional", "indexed"])
+@pytest.mark.parametrize(("kernel", "block", "chunks", "steps", "warps", "state"), REGIMES)
+def test_every_regime_of_triton(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str, block: int, chunks: int, steps: int, warps: int, state: int, order: str,
+) -> None:  # fmt: skip
+    # Several tiles, the last one incomplete, with chunks that begin past the end.
+    from vimlrp.kernels import triton
+    from vimlrp.kernels.triton_regime import Regime, power_of_2
+
+    regime = Regime(kernel, power_of_2(state), block, chunks, steps, warps)
+    monkeypatch.setattr(triton, "regime_of", lambda *_: regime)
     p = problem(
-        order_of("bidirectional", 5), 5, batch=1, groups=1, channels=100, state=3,
+        order_of(order, 19), 19, batch=1, groups=2, channels=10, state=state,
         dtype=torch.float32, device=DEVICE["triton"],
     )  # fmt: skip
-    assert_same(p, p.to(torch.float64), "triton", grad, 1e-5)
+    assert_same(p, p.to(torch.float64), "triton", "input", 1e-5)
 
 
 @pytest.mark.parametrize("grad", ["full", "input"])

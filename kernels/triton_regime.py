@@ -1,0 +1,89 @@
+"""Which Triton program takes a scan, and in what pieces.
+
+Many rows fill a GPU with one program a block of channels, which walks the sequence step by step.
+Few rows do not: there the sequence is cut into chunks that run side by side, at the price of
+computing every step twice. A single state a channel leaves so little to compute that chunks, whose
+loads are wide, are better for any number of rows. The numbers were chosen by measuring on an H200.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["Regime", "regime_of"]
+
+# Channels of all rows and directions times states, up to which a GPU stands half idle step by step.
+_FEW = 12 * 768 * 16
+# States and channels of a program that goes step by step: a thread holds 16 or 32 values.
+_SEQUENTIAL = 1024
+# Programs below which those of a single state are made smaller.
+_FEW_PROGRAMS = 256
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How a scan is launched.
+
+    Attributes:
+        kernel: "sequential", "chunked" or "scalar".
+        block_n: States of a program, a power of 2.
+        block_d: Channels of a program, a power of 2.
+        chunks: Chunks that run side by side.
+        steps: Steps of a chunk, or steps whose loads are issued together.
+        warps: Of a program.
+    """
+
+    kernel: str
+    block_n: int
+    block_d: int
+    chunks: int
+    steps: int
+    warps: int
+
+    def sizes(self, per_group: int) -> dict[str, int]:
+        """Constants of the kernel that say how the channels of a group are cut."""
+        return {
+            "PER_GROUP": -(-per_group // self.block_d),
+            "BLOCK_N": self.block_n,
+            "BLOCK_D": self.block_d,
+        }
+
+
+def regime_of(channels: int, length: int, states: int, per_group: int) -> Regime:
+    """Choose by the shape of a call.
+
+    Args:
+        channels: Channels of all rows and directions.
+        length: Steps of the sequence.
+        states: Of a channel.
+        per_group: Channels that share B and C.
+    """
+    if states == 1:
+        return _scalar(channels, length, per_group)
+    if channels * states <= _FEW:
+        return _chunked(length, states, per_group)
+    return _sequential(states, per_group)
+
+
+def _sequential(states: int, per_group: int) -> Regime:
+    block_n = power_of_2(states)
+    block_d = min(power_of_2(per_group), max(4, min(32, _SEQUENTIAL // block_n)))
+    return Regime("sequential", block_n, block_d, 1, 1, 1)
+
+
+def _chunked(length: int, states: int, per_group: int) -> Regime:
+    block_n = power_of_2(states)
+    block_d = min(power_of_2(per_group), 4)
+    chunks = max(2, min(32, 512 // block_n, power_of_2(length)))
+    steps = min(8, -(-length // chunks))
+    return Regime("chunked", block_n, block_d, chunks, steps, max(1, chunks * block_d // 32))
+
+
+def _scalar(channels: int, length: int, per_group: int) -> Regime:
+    block_d = min(power_of_2(per_group), 16 if channels >= 16 * _FEW_PROGRAMS else 8)
+    chunks = max(2, min(32 if block_d == 16 else 128, power_of_2(-(-length // 4))))
+    steps = min(4 if block_d == 16 else 8, -(-length // chunks))
+    return Regime("scalar", 1, block_d, chunks, steps, max(1, min(8, chunks * block_d // 128)))
+
+
+def power_of_2(x: int) -> int:
+    """The smallest power of 2 that is at least x."""
+    return 1 << max(x - 1, 0).bit_length()
