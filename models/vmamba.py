@@ -8,7 +8,7 @@ downsampling, an MLP after every mixer). Maps are (B, H, W, C) throughout.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
@@ -22,7 +22,7 @@ from vimlrp.models.vmamba_blocks import Block, Stage
 from vimlrp.models.vmamba_keys import fit_state_dict
 from vimlrp.sites import LayerNorm, Linear
 
-__all__ = ["VMamba"]
+__all__ = ["VMamba", "fit_state_dict"]
 
 _PATCH = 4
 """Side in pixels of a cell of the first map."""
@@ -117,7 +117,7 @@ class VMamba(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to the last, normalised map, (B, h, w, C)."""
         x = self.embed(x)
-        for stage in self.layers:
+        for stage in self._stages():
             x = stage(x)
         return self.classifier.norm(x)
 
@@ -154,7 +154,7 @@ class VMamba(nn.Module):
             raise InputError(f"output_fmt is {output_fmt!r}; give 'NCHW' or 'NHWC'")
         wanted, last = feature_take_indices(len(self.layers), indices)
         maps, x = [], self.embed(x)
-        for i, stage in enumerate(self.layers[: last + 1] if stop_early else self.layers):
+        for i, stage in enumerate(self._stages()[: last + 1 if stop_early else None]):
             x = stage.own_map(x)
             if i in wanted:
                 out = self.classifier.norm(x) if norm and i == len(self.layers) - 1 else x
@@ -216,7 +216,7 @@ class VMamba(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass of training."""
-        for stage in self.layers:
+        for stage in self._stages():
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -233,8 +233,11 @@ class VMamba(nn.Module):
         ]
         return {"stem": r"^patch_embed", "blocks": stages if coarse else blocks}
 
+    def _stages(self) -> list[Stage]:
+        return cast("list[Stage]", list(self.layers))
+
     def _stream(self) -> Iterator[str]:
-        for i, stage in enumerate(self.layers):
+        for i, stage in enumerate(self._stages()):
             yield from (f"layers.{i}.blocks.{j}" for j in range(len(stage.blocks)))
             if not isinstance(stage.downsample, nn.Identity):
                 yield f"layers.{i}.downsample"

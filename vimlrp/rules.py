@@ -127,7 +127,7 @@ class ConstantFactors(Rule):
         """Those that are not held constant, and u."""
         return ("u", *(name for name in ("A", "B", "C") if name not in self.factors))
 
-    def run(self, site: "Scan", *args: Tensor) -> Tensor:
+    def run(self, site: "Scan", *args: Any) -> Tensor:
         """Scan with the gradient of the linear map from u to y."""
         return site.scan(*args, grad=self.free)
 
