@@ -249,6 +249,20 @@ def test_timm_extracts_features():
             assert torch.equal(ours, theirs)
 
 
+def test_timm_extracts_features_with_pretrained_weights(tmp_path):
+    source, path = make(1), tmp_path / "mambavision.pth.tar"
+    torch.save(source.state_dict(), path)
+    model = timm.create_model(
+        "test_mambavision",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(path), "num_classes": 10},
+        features_only=True,
+        out_indices=(0, 2),
+    ).eval()
+    expected = source.forward_intermediates(image(), indices=[0, 2], intermediates_only=True)
+    assert all(map(torch.equal, model(image()), expected))
+
+
 def test_pruned_levels_are_gone():
     model = make()
     assert model.prune_intermediate_layers([-3, 0], prune_norm=True) == [1, 0]
