@@ -15,8 +15,14 @@ from torch import Tensor, nn
 
 from vimlrp.errors import InputError
 from vimlrp.models.builder import build, note_weights, vision_cfg
-from vimlrp.models.mambavision_blocks import ConvBlock, Level, Stem, TokenBlock
-from vimlrp.models.mambavision_mixer import MambaMixer, SelfAttention
+from vimlrp.models.mambavision_blocks import Stem
+from vimlrp.models.mambavision_levels import (
+    CONV_LEVELS,
+    Level,
+    conv_blocks,
+    drop_rates,
+    token_blocks,
+)
 from vimlrp.sites import BatchNorm2d, Linear
 
 __all__ = ["MambaVision"]
@@ -69,25 +75,18 @@ class MambaVision(nn.Module):
         _check_widths(dim, depths, num_heads, window_size)
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.head_hidden_size = dim * 2 ** (len(depths) - 1)
-        self.feature_info = [
-            {
-                "num_chs": dim * 2**i,
-                "reduction": 4 * 2**i,
-                "module": f"levels.{i}.blocks.{depth - 1}",
-            }
-            for i, depth in enumerate(depths)
-        ]
+        self.feature_info = _feature_info(dim, depths)
         self.patch_embed = Stem(in_chans, in_dim, dim)
-        mixer = {"d_state": d_state, "d_conv": d_conv}
+        scan = {"d_state": d_state, "d_conv": d_conv}
         token = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
-        rates = _rates(depths, drop_path_rate)
+        rates = drop_rates(depths, drop_path_rate)
         self.levels = nn.ModuleList(
             Level(
                 dim * 2**i,
-                _conv_blocks(dim * 2**i, rates[i])
-                if i < _CONV_LEVELS
-                else _token_blocks(dim * 2**i, rates[i], num_heads[i], mixer, token),
-                window=None if i < _CONV_LEVELS else window_size[i],
+                conv_blocks(dim * 2**i, rates[i])
+                if i < CONV_LEVELS
+                else token_blocks(dim * 2**i, rates[i], num_heads[i], scan, token),
+                window=None if i < CONV_LEVELS else window_size[i],
                 downsample=i < len(depths) - 1,
             )
             for i in range(len(depths))
@@ -239,36 +238,12 @@ class MambaVision(nn.Module):
         return head
 
 
-_CONV_LEVELS = 2
-"""How many levels come before the windows."""
-
-
-def _rates(depths: Sequence[int], last: float) -> list[list[float]]:
-    """Drop rates of the blocks of each level, growing linearly over all blocks."""
-    count = sum(depths)
-    rates = [last * i / max(count - 1, 1) for i in range(count)]
-    starts = [sum(depths[:i]) for i in range(len(depths))]
-    return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
-
-
-def _conv_blocks(dim: int, rates: Sequence[float]) -> list[nn.Module]:
-    return [ConvBlock(dim, rate) for rate in rates]
-
-
-def _token_blocks(
-    dim: int,
-    rates: Sequence[float],
-    heads: int,
-    mixer: dict[str, int],
-    block: dict[str, Any],
-) -> list[nn.Module]:
-    """Scans first, then attention in the second half, the smaller one of an odd number."""
-    scans = (len(rates) + 1) // 2
-    mixers = [
-        MambaMixer(dim, **mixer) if i < scans else SelfAttention(dim, heads)
-        for i in range(len(rates))
+def _feature_info(dim: int, depths: Sequence[int]) -> list[dict[str, Any]]:
+    """What timm asks of each map that `forward_intermediates` returns."""
+    return [
+        {"num_chs": dim * 2**i, "reduction": 4 * 2**i, "module": f"levels.{i}.blocks.{depth - 1}"}
+        for i, depth in enumerate(depths)
     ]
-    return [TokenBlock(dim, m, drop_path=r, **block) for m, r in zip(mixers, rates, strict=True)]
 
 
 def _check_pool(global_pool: str) -> None:
@@ -284,7 +259,7 @@ def _check_widths(
             f"depths, num_heads and window_size have {len(depths)}, {len(num_heads)} and "
             f"{len(window_size)} entries; give one for each level in all three"
         )
-    for i in range(_CONV_LEVELS, len(depths)):
+    for i in range(CONV_LEVELS, len(depths)):
         if (dim * 2**i) % num_heads[i]:
             raise InputError(
                 f"level {i} is {dim * 2**i} wide, which {num_heads[i]} heads cannot share evenly; "

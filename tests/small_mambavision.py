@@ -1,8 +1,10 @@
-"""A narrow MambaVision in which every part matters, in float64."""
+"""Narrow MambaVisions in which every part matters."""
 
+import timm
 import torch
 from helpers import seeded
 
+import vimlrp  # noqa: F401  (registers the models)
 from vimlrp.models import MambaVision
 from vimlrp.sites import BatchNorm2d
 
@@ -60,3 +62,17 @@ def pictures(count=2, height=32, width=32, *, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     shape = (count, 3, height, width)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def make(seed=0, **changes):
+    """The registered test model with balanced weights."""
+    torch.manual_seed(seed)
+    model = timm.create_model("test_mambavision", **{"num_classes": 10, **changes}).eval()
+    balance(model)
+    return model
+
+
+def image(*size, count=2):
+    """Random images of 64 x 64 pixels or of the size given, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, *(size or (64, 64)), generator=generator)

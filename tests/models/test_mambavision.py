@@ -1,19 +1,14 @@
 """MambaVision has the official tensors and keeps timm's contract at every image size."""
 
-import argparse
-import copy
-
 import pytest
 import timm
 import torch
-from small_mambavision import balance
+from small_mambavision import image, make
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-import vimlrp
-from vimlrp.errors import CheckpointError, InputError
+from vimlrp.errors import InputError
 from vimlrp.models import MambaVision
-from vimlrp.models.mambavision_blocks import join_windows, split_windows
 from vimlrp.models.mambavision_mixer import MambaMixer, SelfAttention
 
 # Name: width, channels in the stem, depths, scaled branches, tensors, parameters, and the blocks of
@@ -100,18 +95,6 @@ def official_shapes(dim, in_dim, depths, scaled, attending):
     return shapes
 
 
-def make(seed=0, **changes):
-    torch.manual_seed(seed)
-    model = timm.create_model("test_mambavision", **{"num_classes": 10, **changes}).eval()
-    balance(model)
-    return model
-
-
-def image(*size, count=2):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, 3, *(size or (64, 64)), generator=generator)
-
-
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_published_variants_have_the_official_tensors(size):
     dim, in_dim, depths, scaled, tensors, parameters, attending = PUBLISHED[size]
@@ -192,85 +175,6 @@ def test_configuration_names_real_modules():
     assert all(model.get_submodule(info["module"]) for info in model.feature_info)
 
 
-def test_intermediates_are_the_maps_before_the_next_level():
-    model, x = make(), image(64, 96)
-    features, maps = model.forward_intermediates(x)
-    assert [tuple(m.shape) for m in maps] == [
-        (2, 8, 16, 24),
-        (2, 16, 8, 12),
-        (2, 32, 4, 6),
-        (2, 64, 2, 3),
-    ]
-    assert torch.equal(features, model.forward_features(x))
-    for info, level in zip(model.feature_info, maps, strict=True):
-        assert level.shape[1] == info["num_chs"]
-        assert level.shape[3] == 96 // info["reduction"]
-    torch.testing.assert_close(model.norm(maps[-1].permute(0, 2, 3, 1)), features)
-    below = model.levels[2].features(model.levels[1].downsample(maps[1].permute(0, 2, 3, 1)))
-    torch.testing.assert_close(below.permute(0, 3, 1, 2), maps[2])
-
-
-def test_intermediates_as_they_are_asked_for():
-    model, x = make(), image()
-    _, maps = model.forward_intermediates(x)
-    last = model.forward_intermediates(x, indices=2, output_fmt="NHWC", intermediates_only=True)
-    assert [tuple(m.shape) for m in last] == [(2, 4, 4, 32), (2, 2, 2, 64)]
-    normed = model.forward_intermediates(x, indices=[1, -1], norm=True, intermediates_only=True)
-    assert torch.equal(normed[0], maps[1])
-    assert torch.equal(normed[1], model.forward_features(x).permute(0, 3, 1, 2))
-    early, maps = model.forward_intermediates(x, indices=[0, 1], stop_early=True)
-    assert torch.equal(early, model.levels[1](model.levels[0](model.patch_embed(x))))
-    assert len(maps) == 2
-
-
-def test_stopping_early_runs_nothing_above():
-    model = make()
-    model.levels[2].register_forward_hook(lambda *_: pytest.fail("ran"))
-    model.levels[2].blocks[0].register_forward_hook(lambda *_: pytest.fail("ran"))
-    model.forward_intermediates(image(), indices=[1], stop_early=True)
-
-
-def test_intermediates_of_another_format_are_refused():
-    with pytest.raises(InputError, match="output_fmt is 'NLC'; give 'NCHW' or 'NHWC'"):
-        make().forward_intermediates(image(), output_fmt="NLC")
-
-
-def test_timm_extracts_features():
-    expected = make().forward_intermediates(image(), indices=[1, 3], intermediates_only=True)
-    for _ in range(2):
-        model = timm.create_model("test_mambavision", features_only=True, out_indices=(1, 3)).eval()
-        assert model.feature_info.channels() == [16, 64]
-        assert model.feature_info.reduction() == [8, 32]
-        wanted = make().state_dict()
-        state = {k: wanted[k.removeprefix("model.")] for k in model.state_dict()}
-        assert "model.head.weight" not in state
-        model.load_state_dict(state)
-        for ours, theirs in zip(model(image()), expected, strict=True):
-            assert torch.equal(ours, theirs)
-
-
-def test_timm_extracts_features_with_pretrained_weights(tmp_path):
-    source, path = make(1), tmp_path / "mambavision.pth.tar"
-    torch.save(source.state_dict(), path)
-    model = timm.create_model(
-        "test_mambavision",
-        pretrained=True,
-        pretrained_cfg_overlay={"file": str(path), "num_classes": 10},
-        features_only=True,
-        out_indices=(0, 2),
-    ).eval()
-    expected = source.forward_intermediates(image(), indices=[0, 2], intermediates_only=True)
-    assert all(map(torch.equal, model(image()), expected))
-
-
-def test_pruned_levels_are_gone():
-    model = make()
-    assert model.prune_intermediate_layers([-3, 0], prune_norm=True) == [1, 0]
-    assert len(model.levels) == 2
-    assert isinstance(model.norm, nn.Identity)
-    assert isinstance(model.head, nn.Identity)
-
-
 def test_weight_decay_spares_the_scan():
     model = make()
     spared = model.no_weight_decay()
@@ -313,52 +217,6 @@ def test_checkpointing_gives_the_same_gradients_and_recomputes():
     assert len(calls) == 4
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width", "side"), [(8, 8, 4), (5, 9, 4), (3, 3, 4), (1, 7, 2)])
-def test_windows_are_cut_and_joined(height, width, side):
-    x = torch.arange(2.0 * height * width * 3).view(2, height, width, 3) + 1
-    windows = split_windows(x, side)
-    rows, columns = -(-height // side), -(-width // side)
-    assert windows.shape == (2, rows * columns, side * side, 3)
-    for i in range(rows):
-        for j in range(columns):
-            window = windows[:, i * columns + j].view(2, side, side, 3)
-            for p in range(side):
-                for q in range(side):
-                    r, c = i * side + p, j * side + q
-                    inside = r < height and c < width
-                    expected = x[:, r, c] if inside else torch.zeros(2, 3)
-                    assert torch.equal(window[:, p, q], expected)
-    assert torch.equal(join_windows(windows, side, height, width), x)
-
-
-def test_windows_do_not_see_each_other():
-    model = make()
-    level = model.levels[2]
-    x = torch.randn(1, 8, 8, 32)
-    changed = x.clone()
-    changed[:, :4, 4:] += 1
-    moved = (level.features(changed) - level.features(x)).abs().sum(-1)[0] > 0
-    assert moved[:4, 4:].all()
-    moved[:4, 4:] = False
-    assert not moved.any()
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (70, 45), (96, 160), (20, 200)])
-def test_every_image_size_is_taken_and_every_pixel_seen(size):
-    model = make()
-    x = image(*size, count=1).requires_grad_()
-    logits = model(x)
-    assert logits.shape == (1, 10)
-    (gradient,) = torch.autograd.grad(logits[0, 0], x)
-    assert gradient.abs().sum(1).gt(0).float().mean() > 0.99
-
-
-def test_samples_do_not_see_each_other():
-    model, x = make().double(), image(70, 45, count=3).double()
-    alone = torch.cat([model(sample[None]) for sample in x])
-    torch.testing.assert_close(model(x), alone, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -422,99 +280,6 @@ def test_reset_with_an_unknown_pooling_changes_nothing():
     with pytest.raises(InputError, match="global_pool is 'max'"):
         model.reset_classifier(3, "max")
     assert (model.num_classes, model.head.weight.shape[0]) == (10, 10)
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-WRAPPED = {
-    "bare": lambda state: state,
-    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "arch": "mamba_vision_T"},
-    "model": lambda state: {"model": state, "args": argparse.Namespace(lr=1.0)},
-    "module.": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
-    "encoder.": lambda state: (
-        {f"encoder.{k}": v for k, v in state.items()} | {"decoder.weight": torch.zeros(2)}
-    ),
-    "module.encoder.": lambda state: {
-        "model": {f"module.encoder.{k}": v for k, v in state.items()}
-    },
-}
-
-
-@pytest.mark.parametrize("layout", WRAPPED)
-def test_official_layouts_load_strictly(tmp_path, layout):
-    source, model, path = make(1), make(2), tmp_path / "mambavision.pth.tar"
-    assert not same(source, model)
-    torch.save(WRAPPED[layout](source.state_dict()), path)
-    report = vimlrp.load_checkpoint(model, path)
-    assert same(model, source)
-    assert report.tensors == len(source.state_dict())
-
-
-@pytest.mark.parametrize("layout", WRAPPED)
-def test_pretrained_weights_load_from_official_layouts(tmp_path, layout):
-    source, path = make(1), tmp_path / "mambavision.pth.tar"
-    torch.save(WRAPPED[layout](source.state_dict()), path)
-    overlay = {"file": str(path), "num_classes": 10}
-    model = timm.create_model(
-        "test_mambavision", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10
-    )
-    assert same(model, source)
-
-
-def test_grey_pretrained_weights_and_another_classifier(tmp_path):
-    source, path = make(1), tmp_path / "mambavision.pth.tar"
-    torch.save(source.state_dict(), path)
-    overlay = {"file": str(path), "num_classes": 10}
-    model = timm.create_model(
-        "test_mambavision",
-        pretrained=True,
-        pretrained_cfg_overlay=overlay,
-        num_classes=3,
-        in_chans=1,
-    )
-    weight = source.patch_embed.conv_down[0].weight
-    torch.testing.assert_close(model.patch_embed.conv_down[0].weight, weight.sum(1, keepdim=True))
-    assert model.head.weight.shape == (3, 64)
-
-
-def refused(model, state, tmp_path):
-    path, before = tmp_path / "mambavision.pth.tar", copy.deepcopy(model)
-    torch.save(state, path)
-    with pytest.raises(CheckpointError) as caught:
-        vimlrp.load_checkpoint(model, path)
-    assert same(model, before)
-    return str(caught.value)
-
-
-def test_a_checkpoint_of_another_size_names_its_model(tmp_path):
-    with torch.device("meta"):
-        shapes = timm.create_model("mambavision_tiny_224").state_dict()
-    state = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in shapes.items()}
-    message = refused(make(), {"state_dict": state}, tmp_path)
-    assert "create_model('mambavision_tiny_224')" in message
-
-
-def test_a_checkpoint_of_another_family_is_refused(tmp_path):
-    message = refused(make(), timm.create_model("test_vim").state_dict(), tmp_path)
-    assert "another architecture than this MambaVision" in message
-    assert "levels.*.blocks" in message
-    assert "layers.*.mixer" in message
-
-
-def test_a_checkpoint_with_other_classes_is_refused(tmp_path):
-    message = refused(make(), make(num_classes=7).state_dict(), tmp_path)
-    assert "classifies into 7 classes, the model into 10" in message
-
-
-@pytest.mark.parametrize("lost", ["norm.running_var", "levels.3.blocks.0.mixer.D"])
-def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, lost):
-    state = make().state_dict()
-    del state[lost]
-    name = lost.replace(".3.", ".*.").replace(".0.", ".*.")
-    assert f"the file lacks (1 tensors): {name}" in refused(make(), state, tmp_path)
 
 
 def test_direct_construction():
