@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["share_product", "with_gradient_of"]
+__all__ = ["share_product", "with_gradient_of", "with_gradients_of"]
 
 
-class _WithGradientOf(torch.autograd.Function):
+class _WithGradientsOf(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, carrier: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        ctx.carrier_dtype = carrier.dtype
+    def forward(ctx: Any, value: Tensor, count: int, *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(*terms[count:])
+        ctx.dtypes = [carrier.dtype for carrier in terms[:count]]
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return None, (gradients[0] * factor).to(ctx.carrier_dtype), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        passed = [(gradients[0] * factor).to(dtype) for factor, dtype in pairs]
+        return None, None, *passed, *(None for _ in passed)
 
 
 class _ShareProduct(torch.autograd.Function):
@@ -49,7 +50,20 @@ def with_gradient_of(value: Tensor, carrier: Tensor, factor: Tensor) -> Tensor:
         carrier: The tensor through which relevance flows, of the same shape.
         factor: A constant of the same shape.
     """
-    out: Tensor = _WithGradientOf.apply(value.detach(), carrier, factor.detach())
+    return with_gradients_of(value, (carrier, factor))
+
+
+def with_gradients_of(value: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """`value`, whose gradient is the sum over all terms of factor times that of carrier.
+
+    Args:
+        value: What the site computes; its own gradient is dropped.
+        *terms: A carrier through which relevance flows and its factor, a constant; both of the
+            shape of `value`.
+    """
+    carriers, factors = zip(*terms, strict=True)
+    constants = (factor.detach() for factor in factors)
+    out: Tensor = _WithGradientsOf.apply(value.detach(), len(terms), *carriers, *constants)
     return out
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import CompositeError
-from vimlrp.propagation import share_product, with_gradient_of
+from vimlrp.propagation import share_product, with_gradient_of, with_gradients_of
 from vimlrp.tracing import InputRecord, active, at_least_float32
 
 if TYPE_CHECKING:
@@ -241,16 +241,19 @@ class Gamma(AffineRule):
             raise CompositeError(f"{self} needs a finite gamma of 0 or more")
 
     def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Carry the gradient of z through the denominator, scaled by z over it."""
+        """Give z and the sum of magnitudes what the contributions' shares make of a gradient."""
         z = site.linear(x, weight) if bias is None else site.linear(x, weight) + bias
+        magnitude = _magnitude(site, x, weight, bias)
         value = z.detach()
-        sign, emphasis = value.sign(), 0.5 * self.gamma * (value != 0)
-        wide = z.to(at_least_float32(z))
-        carrier = wide + emphasis * (wide + sign * _magnitude(site, x, weight, bias))
-        factor = torch.where(value == 0, 1.0, value / carrier.detach())
-        out = with_gradient_of(value, carrier, factor)
+        wide, none = value.to(magnitude.dtype), value == 0
+        winning = 0.5 * self.gamma * wide.sign()
+        at_z = wide / (wide * (1 + 0.5 * self.gamma) + winning * magnitude.detach())
+        at_z = at_z.masked_fill_(none, 0.0)
+        at_magnitude = at_z * winning
+        at_z = at_z.mul_(1 + 0.5 * self.gamma).masked_fill_(none, 1.0)
+        out = with_gradients_of(value, (z, at_z), (magnitude, at_magnitude))
         if bias is not None:
-            _absorb(site, "bias", out, factor * (bias + emphasis * (bias + sign * bias.abs())))
+            _absorb(site, "bias", out, at_z * bias + at_magnitude * bias.abs())
         return out
 
 

@@ -129,7 +129,7 @@ class Trace:
             if gradient is None:  # no relevance came this way
                 return
             precise = at_least_float32(gradient)
-            share = (gradient.to(precise) * constant.to(precise)).flatten(1).sum(1)
+            share = _product(gradient.to(precise), constant.to(precise))
             ledger.append(Absorption(kind, site, share))
 
         stream.register_hook(note)
@@ -148,6 +148,13 @@ class Trace:
 def at_least_float32(x: Tensor) -> torch.dtype:
     """The type in which sums over `x` are kept: its own, or float32 for half precision."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _product(gradient: Tensor, constant: Tensor) -> Tensor:
+    """The sum of gradient times constant over all but the first axis, (B,)."""
+    if constant.dim() == 1:  # such as a bias over the last axis: no product need be stored
+        return (gradient @ constant).reshape(len(gradient), -1).sum(1)
+    return (gradient * constant).flatten(1).sum(1)
 
 
 _ACTIVE: ContextVar[Trace | None] = ContextVar("vimlrp_trace", default=None)
