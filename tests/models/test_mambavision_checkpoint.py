@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from small_mambavision import make
+from timm.utils import CheckpointSaver, ModelEmaV3
 
 import vimlrp
 from vimlrp.errors import CheckpointError
@@ -103,3 +104,17 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, lost):
     del state[lost]
     name = lost.replace(".3.", ".*.").replace(".0.", ".*.")
     assert f"the file lacks (1 tensors): {name}" in refused(make(), state, tmp_path)
+
+
+@pytest.mark.parametrize(("weights", "average"), [("auto", False), ("model_ema", True)])
+def test_files_of_timms_training_saver_load(tmp_path, weights, average):
+    """The official training script saves through timm: options, optimizer and average inside."""
+    source, model = make(1), make(2)
+    ema = ModelEmaV3(make(3))
+    options = argparse.Namespace(model="mamba_vision_T", device=torch.device("cpu"), lr=1e-3)
+    optimizer = torch.optim.AdamW(source.parameters())
+    saver = CheckpointSaver(source, optimizer, options, ema, checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(0, metric=82.3)
+    report = vimlrp.load_checkpoint(model, tmp_path / "last.pth.tar", weights=weights)
+    assert same(model, ema.module if average else source)
+    assert report.entry == ("state_dict_ema" if average else "state_dict")
