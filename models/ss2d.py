@@ -72,7 +72,8 @@ class SS2D(nn.Module):
         x = self.in_proj(x)
         x, z = x.chunk(2, dim=-1) if self.gated else (x, None)  # (B, H, W, E) each
         u = self.act(self.conv2d(x)).flatten(1, 2)  # (B, L, E)
-        y = self.scan(u, *self._scan_parameters(u), _routes(height, width))  # (B, 4, L, E)
+        routes = _routes(height, width, u.device)
+        y = self.scan(u, *self._scan_parameters(u), routes)  # (B, 4, L, E)
         y = self.out_norm(y.sum(dim=1)).unflatten(1, (height, width))
         return self.out_proj(y if z is None else self.gate(y, self.gate_act(z)))
 
@@ -102,9 +103,12 @@ class SS2D(nn.Module):
             trunc_normal_(projection.weight, std=0.02)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=64)
-def _routes(height: int, width: int) -> ScanOrder:
-    """The routes over a map, checked once and kept."""
-    # Made in inference mode its index could not be kept for a gradient later.
+def _routes(height: int, width: int, device: torch.device) -> ScanOrder:
+    """The routes over a map, checked, copied to the device once and kept."""
+    # Made in inference mode, the index could not be kept for a gradient later.
     with torch.inference_mode(False):
-        return ScanOrder.cross(height, width)
+        order = ScanOrder.cross(height, width)
+        order.index_on(device)
+        return order

@@ -374,6 +374,17 @@ def test_inference_mode_first_does_not_spoil_gradients_later():
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", TESTS)
+def test_compiled_models_give_the_same_logits(name):
+    model = make(name)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager")
+        for size in ((64, 64), (64, 96)):
+            x = image(*size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+    torch._dynamo.reset()
+
+
 def test_other_channels_and_direct_construction():
     model = VMamba(in_chans=1, num_classes=3, dim=8, depths=(1, 1), img_size=32)
     assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
