@@ -173,6 +173,12 @@ def test_models_lists_no_stranger() -> None:
     assert run("models", "resnet*").exit_code == 1
 
 
+def test_models_says_on_which_site_weights_are() -> None:
+    result = run("models", "vmamba_tiny_s1l8*")
+    assert "github.com/MzeroMiko" in result.output
+    assert "VMamba" in result.output
+
+
 def test_models_says_that_the_nano_weights_are_in_the_package() -> None:
     (line,) = [x for x in run("models").output.splitlines() if x.startswith("vim_nano")]
     assert "in the package" in line

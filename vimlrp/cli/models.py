@@ -3,6 +3,7 @@
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import click
 import timm
@@ -30,7 +31,7 @@ def model_names() -> list[str]:
 def command(pattern: str) -> None:
     """List the models: parameters, input in pixels, and where their weights are.
 
-    Weights are in the package, or in the repository named on Hugging Face.
+    Weights are in the package, in the repository named on Hugging Face, or at a web address.
 
     PATTERN selects names, for example 'vim_tiny*'.
     """
@@ -70,4 +71,10 @@ def weights_of(config: dict[str, Any]) -> str:
         return "in the package" if Path(file).is_file() else "missing from the package"
     if config.get("hf_hub_id"):
         return f"{config['hf_hub_id']}"
-    return "none"
+    return _site_of(config["url"]) if config.get("url") else "none"
+
+
+def _site_of(url: str) -> str:
+    """The host and the first folders of a web address, such as github.com/owner/repository."""
+    address = urlparse(url)
+    return "/".join([address.netloc, *address.path.split("/")[1:3]])
