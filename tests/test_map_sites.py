@@ -213,6 +213,16 @@ def test_layer_norm_in_other_types_and_on_a_strided_map(rule, dtype, bound):
     assert relative_error(narrow[1][0], at_input) < bound
 
 
+def test_layer_norm_of_a_narrower_input_than_its_weights():
+    site, x, gradient = norm_site().float(), random(2, 3, 6, seed=1), random(2, 3, 6, seed=2)
+    x, gradient = x.bfloat16(), gradient.float()
+    out, (at_input,), _ = run_site(site, ConstantNormaliser(), x, gradient=gradient)
+    wide, (at_wide,), _ = run_site(site, ConstantNormaliser(), x.float(), gradient=gradient)
+    assert (out.dtype, at_input.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(out, wide)
+    assert relative_error(at_input, at_wide) < 1e-2
+
+
 def test_gelu_by_tanh_passes_relevance_unchanged():
     x, gradient, site = random(2, 40, seed=3) * 3, random(2, 40, seed=4), Activation("gelu_tanh")
     x[0, :3] = torch.tensor([0.0, -30.0, 30.0])

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import re
 
 import pytest
 import timm
@@ -257,6 +258,15 @@ def test_layer_decay_gives_every_depth_its_own_group(name):
         (between,) = {scale[id(p)] for p in stage.downsample.parameters()}
         last, first = (s.blocks[i].norm.weight for s, i in ((stage, -1), (following, 0)))
         assert scale[id(last)] < between < scale[id(first)]
+
+
+def test_layer_decay_can_take_whole_stages():
+    model = make()
+    stem, stages = (model.group_matcher(coarse=True)[key] for key in ("stem", "blocks"))
+    names = [name for name, _ in model.named_parameters()]
+    assert {name.split(".")[0] for name in names if re.match(stem, name)} == {"patch_embed"}
+    found = [match for name in names if (match := re.match(stages[0][0], name))]
+    assert sorted({match[1] for match in found}) == ["0", "1", "2", "3"]
 
 
 def test_checkpointing_gives_the_same_gradients():

@@ -72,8 +72,10 @@ class LayerNorm(Norm):
 
     def held(self, x: Tensor) -> Tensor:
         """Centre, scale and shift x by its own statistic, held constant."""
-        weight, bias = self.weight.detach(), self.bias.detach()
-        return self._noted(_CentredByConstant.apply(x, weight, bias, self.eps), bias)
+        # Under autocast x may be narrower than the weights, and PyTorch's kernel takes one type.
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        weight, bias = self.weight.detach().to(dtype), self.bias.detach().to(dtype)
+        return self._noted(_CentredByConstant.apply(x.to(dtype), weight, bias, self.eps), bias)
 
     def plain(self, x: Tensor) -> Tensor:
         """Normalise by the input's own statistics."""
