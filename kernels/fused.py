@@ -6,9 +6,9 @@ over memory. None records a gradient: a `..._relevance` function is the backward
 rules prescribe (Jafari et al., NeurIPS 2024), for a caller that arranges the whole block.
 
 Inputs may be float32, bfloat16 or float16 in any mixture, with float32 arithmetic inside, or
-float64 for the twin alone. They may be strided views, such as halves of one tensor; results are
-contiguous. `backend` is "auto", "reference" for the plain PyTorch twin, "native" for C++ on a CPU,
-which takes float32 alone, or "triton".
+float64 for the twin alone. They may be strided views, such as halves of one tensor; results have
+neighbouring channels side by side. `backend` is "auto", "reference" for the plain PyTorch twin,
+"native" for C++ on a CPU, which takes float32 alone, or "triton".
 """
 
 import math
@@ -244,24 +244,28 @@ def gate_relevance(
 
 
 @torch.no_grad()
-def step(raw: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
-    """The step of a scan, softplus(raw + bias), linear above 20.
+def step(low: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
+    """The step of a scan, softplus(low @ weight^T + bias) per direction, linear above 20.
 
     Args:
-        raw: (B, K, L, E).
+        low: The low-rank input of the step, (B, K, L, R).
+        weight: (K, E, R).
         bias: (K, E).
         backend: See the module.
 
     Returns:
-        The step, (B, K, L, E), in the dtype of raw.
+        The step, (B, K, L, E), in the dtype of low.
 
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(raw=raw, bias=bias)
-    _check_rank("raw", raw, "B, K, L, E")
-    _check_shape("bias", bias, (raw.shape[1], raw.shape[3]), "raw")
-    return _programs(backend, raw, bias).step(raw, bias)
+    _check_kinds(low=low, weight=weight, bias=bias)
+    _check_rank("low", low, "B, K, L, R")
+    _check_rank("weight", weight, "K, E, R")
+    channels = weight.shape[1]
+    _check_shape("weight", weight, (low.shape[1], channels, low.shape[3]), "low")
+    _check_shape("bias", bias, (low.shape[1], channels), "weight")
+    return _programs(backend, low, weight, bias).step(low, weight, bias)
 
 
 def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:

@@ -105,10 +105,11 @@ def gate_relevance(
     return at_y.contiguous(), at_z.to(z.dtype).contiguous()
 
 
-def step(raw: Tensor, bias: Tensor) -> Tensor:
+def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`fused.step`."""
-    dtype = compute_dtype(raw, bias)
-    return F.softplus(raw.to(dtype) + bias.to(dtype).unsqueeze(1)).to(raw.dtype).contiguous()
+    dtype = compute_dtype(low, weight, bias)
+    raw = low.to(dtype) @ weight.to(dtype).transpose(1, 2) + bias.to(dtype).unsqueeze(1)
+    return F.softplus(raw).to(low.dtype).contiguous()
 
 
 def _windows(x: Tensor, width: int, reverse: tuple[bool, ...]) -> Tensor:

@@ -34,10 +34,10 @@ __all__ = [
 # Elements of a tile: sixteen a thread of four warps.
 _TILE = 2048
 _WARPS = 4
-# Channels of a program that walks, one a thread.
-_CHANNELS = 128
+# Channels of a program that walks, two a thread.
+_CHANNELS = 256
 # Positions whose loads such a program has under way at once.
-_UNROLL = 4
+_UNROLL = 2
 # Positions that one walks: short enough to fill the GPU several times over, long enough that the
 # positions next to a chunk, which are read twice, are few.
 _LONGEST, _SHORTEST = 64, 16
@@ -83,7 +83,7 @@ def norm_relevance(
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:
     """`fused.conv_silu`."""
     x = _rows(x)
-    u = torch.empty((len(x), len(weight), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    u = _directions_first((len(x), len(weight), *x.shape[1:]), x)
     chunk, sizes = _walk(x, weight, bias, reverse)
     _launch(
         conv_silu_kernel, _walks(x, chunk, sizes), x, weight.contiguous(), _present(bias, x), u,
@@ -150,17 +150,30 @@ def gate_relevance(
     return at_y, at_z
 
 
-def step(raw: Tensor, bias: Tensor) -> Tensor:
+def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`fused.step`."""
-    raw = _rows(raw)
-    dt = torch.empty(raw.shape, dtype=raw.dtype, device=raw.device)
-    rows = torch.Size((raw.shape[0] * raw.shape[1], *raw.shape[2:]))
-    sizes = _tile(rows)
+    low = _rows(low)
+    batch, directions, length, rank = low.shape
+    channels = weight.shape[1]
+    dt = _directions_first((batch, directions, length, channels), low)
+    rows = torch.Size((batch * directions, length, channels))
+    sizes = {"BLOCK_T": 64, "BLOCK_E": 128, "num_warps": _WARPS}
+    # Matrix units multiply values of one type; Triton's interpreter cannot multiply bfloat16.
+    wide = low.dtype != weight.dtype or not low.is_cuda
     _launch(
-        step_kernel, _tiles(rows, sizes), raw, bias.contiguous(), dt, raw.stride(), raw.shape[2],
-        raw.shape[3], K=raw.shape[1], **sizes,
+        step_kernel, _tiles(rows, sizes), low, weight, bias.contiguous(), dt,
+        low.stride(), weight.stride(), dt.stride(), length, rank, channels, K=directions, WIDE=wide,
+        PRECISE=dt.dtype == torch.float32,
+        BLOCK_R=max(16, min(64, triton.next_power_of_2(rank))), **sizes,
     )  # fmt: skip
     return dt
+
+
+def _directions_first(shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
+    """Room for (B, K, L, E), each direction's rows together: one matrix a direction."""
+    batch, directions, length, channels = shape
+    room = (directions, batch, length, channels)
+    return torch.empty(room, dtype=like.dtype, device=like.device).transpose(0, 1)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -212,7 +225,7 @@ def _walk(
         "HAS_BIAS": bias is not None,
         "UNROLL": _UNROLL,
         "BLOCK_E": block,
-        "num_warps": block // 32,
+        "num_warps": max(1, block // 64),
     }
 
 

@@ -32,8 +32,9 @@ _VARYING = ["length", "chunk"]
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x))."""
-    return 1.0 / (1.0 + tl.exp(-x))
+    """1 / (1 + exp(-x)); a square of a root costs a third of a division."""
+    root = tl.rsqrt(1.0 + tl.exp(-x))
+    return root * root
 
 
 @triton.jit
@@ -98,8 +99,14 @@ def passed(at_u, c, size, gamma):
     |c| + gamma (|c| + size) / 2: no difference of large sums.
     """
     above = tl.abs(c)
-    below = (1.0 + tl.exp(-c)) * (above + 0.5 * gamma * (above + size))
-    return at_u * tl.where(c == 0.0, 0.5, above / below)
+    root = tl.rsqrt((1.0 + tl.exp(-c)) * (above + 0.5 * gamma * (above + size)))
+    return at_u * tl.where(c == 0.0, 0.5, above * root * root)
+
+
+@triton.jit
+def with_sign(size, x):
+    """`size` with the sign of x, 0 where x is 0."""
+    return tl.where(x > 0.0, size, tl.where(x < 0.0, -size, 0.0))
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -142,8 +149,12 @@ def conv_silu_relevance_kernel(
 ):  # fmt: skip
     """The gradient at a chunk of inputs, and what the biases absorb at its positions.
 
-    A window past the end reads zeros; one that reaches out of the chunk adds to positions that
-    another program stores. An input's sum is complete once it is the oldest of the window.
+    A contribution w x of the sign of its sum c counts 1 + gamma times, one of the other sign once,
+    one of exactly zero half with either: s w (1 + gamma / 2) + sign(x) sign(c) s |w| gamma / 2.
+    Both terms are summed over the windows that hold an input, and its sign multiplies the second
+    sum at the end. A window past the end reads zeros; one that reaches out of the chunk adds to
+    positions that another program stores. An input's sum is complete once it is the oldest of the
+    window.
     """
     b, first, last, e = span(length, chunk, E, BLOCK_E)
     has = e < E
@@ -154,9 +165,11 @@ def conv_silu_relevance_kernel(
     window = before(x, first, x_strides[1], e, E, W)
     none = tl.zeros((BLOCK_E,), tl.float32)
     kept = none
-    sums = ()
+    even = ()
+    odd = ()
     for q in tl.static_range(W):
-        sums = sums + (none,)
+        even = even + (none,)
+        odd = odd + (none,)
     for start in range(first, last + W - 1, UNROLL):
         # All loads before the first store, or they would wait for one another.
         loaded = ()
@@ -171,37 +184,34 @@ def conv_silu_relevance_kernel(
                 gradients = gradients + (value,)
         for j in tl.static_range(UNROLL):
             window = window[1:] + (loaded[j].to(tl.float32),)
-            sums = sums[1:] + (none,)
+            even = even[1:] + (none,)
+            odd = odd[1:] + (none,)
             for k in tl.static_range(K):
                 at = start + j - (W - 1 if (REVERSE >> k) & 1 else 0)
                 c = biases[k]
                 size = tl.abs(biases[k])
-                products = ()
                 for q in tl.static_range(W):
-                    product = weights[k * W + q] * window[q]
-                    c += product
-                    size += tl.abs(product)
-                    products = products + (product,)
+                    c += weights[k * W + q] * window[q]
+                    size += tl.abs(weights[k * W + q]) * tl.abs(window[q])
                 s = passed(gradients[j * K + k].to(tl.float32), c, size, gamma)
-                raised = s * (1.0 + gamma)
-                # What a contribution counts above zero and below it; one of exactly zero counts
-                # half with either sign.
-                upper = tl.where(c > 0.0, raised, s)
-                lower = tl.where(c < 0.0, raised, s)
-                middle = 0.5 * (upper + lower)
-                added = ()
+                half = 0.5 * gamma * s
+                plain = tl.where(c == 0.0, s, s + half)
+                signed = with_sign(half, c)
+                even_ = ()
+                odd_ = ()
                 for q in tl.static_range(W):
-                    signed = tl.where(products[q] > 0.0, upper, lower)
-                    factor = tl.where(products[q] == 0.0, middle, signed)
-                    added = added + (sums[q] + weights[k * W + q] * factor,)
-                sums = added
+                    even_ = even_ + (even[q] + weights[k * W + q] * plain,)
+                    odd_ = odd_ + (odd[q] + tl.abs(weights[k * W + q]) * signed,)
+                even = even_
+                odd = odd_
                 if HAS_BIAS:
                     own = (at >= first) & (at < last)
-                    share = biases[k] * tl.where(biases[k] >= 0.0, upper, lower)
+                    share = biases[k] * plain + tl.abs(biases[k]) * signed
                     kept += tl.where(own, share, 0.0)
             at = start + j - (W - 1)
             here = has & (at >= first) & (at < last)
-            tl.store(at_x + at * at_x_strides[1] + e, sums[0].to(at_x.dtype.element_ty), here)
+            out = even[0] + with_sign(odd[0], window[0])
+            tl.store(at_x + at * at_x_strides[1] + e, out.to(at_x.dtype.element_ty), here)
     if HAS_BIAS:
         tl.store(absorbed + tl.program_id(0), tl.sum(kept, 0))
 
@@ -287,26 +297,48 @@ def gate_relevance_kernel(
     tl.store(out, (arriving * gated * to_gate).to(at_z.dtype.element_ty), inside)
 
 
+@triton.jit
+def softplus(x, PRECISE: tl.constexpr):
+    """max(x, 0) + log(1 + w), where w = exp(-|x|); exact above 20 too.
+
+    A logarithm of 1 + w loses the digits of small steps, which are the usual ones. In full
+    precision log(1 + w) = 2 artanh(s) with s = w / (2 + w), whose series gains a factor of nine a
+    term; for a result of half precision w (1 - w / 2) takes over where w is small.
+    """
+    w = tl.exp(-tl.abs(x))
+    if PRECISE:
+        s = w / (2.0 + w)
+        square = s * s
+        series = tl.zeros_like(x)
+        for i in tl.static_range(8):
+            series = series * square + 1.0 / (15 - 2 * i)
+        rest = 2.0 * s * series
+    else:
+        rest = tl.where(w < 0.01, w - 0.5 * w * w, tl.log(1.0 + w))
+    return tl.maximum(x, 0.0) + rest
+
+
 @triton.jit(do_not_specialize=_VARYING)
 def step_kernel(
-    raw, bias, dt, raw_strides, length, E,
-    K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+    low, weight, bias, dt, low_strides, weight_strides, dt_strides, length, R, E,
+    K: tl.constexpr, WIDE: tl.constexpr, PRECISE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """softplus(raw + bias) as max(x, 0) + log(1 + w), where w = exp(-|x|); exact above 20 too.
-
-    log(1 + w) = 2 artanh(s) with s = w / (2 + w), whose series gains a factor of nine a term:
-    a logarithm of 1 + w would lose the small steps, which are the usual ones.
-    """
+    """softplus(low @ weight^T + bias): the product on the matrix units, float32 in full."""
     row, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
-    k = row % K
-    at = raw + (row // K) * raw_strides[0] + k * raw_strides[1] + t * raw_strides[2] + e
+    b, k = row // K, row % K
+    low += b * low_strides[0] + k * low_strides[1]
+    weight += k * weight_strides[0]
+    total = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
+    for first in range(0, R, BLOCK_R):
+        r = first + tl.arange(0, BLOCK_R)
+        rows = low + t * low_strides[2] + r[None, :]
+        rows = tl.load(rows, (t < length) & (r < R)[None, :], 0.0)
+        columns = weight + e * weight_strides[1] + r[:, None] * weight_strides[2]  # (R, E)
+        columns = tl.load(columns, (e < E) & (r < R)[:, None], 0.0)
+        if WIDE:
+            rows, columns = rows.to(tl.float32), columns.to(tl.float32)
+        total = tl.dot(rows, columns, total, input_precision="ieee")
     shift = tl.load(bias + k * E + e, e < E, 0.0).to(tl.float32)
-    x = tl.load(at, inside, 0.0).to(tl.float32) + shift
-    w = tl.exp(-tl.abs(x))
-    s = w / (2.0 + w)
-    square = s * s
-    series = tl.zeros_like(x)
-    for i in tl.static_range(8):
-        series = series * square + 1.0 / (15 - 2 * i)
-    out = tl.maximum(x, 0.0) + 2.0 * s * series
-    tl.store(dt + (row * length + t) * E + e, out.to(dt.dtype.element_ty), inside)
+    out = softplus(total + shift, PRECISE).to(dt.dtype.element_ty)
+    tl.store(dt + b * dt_strides[0] + k * dt_strides[1] + t * dt_strides[2] + e, out, inside)

@@ -144,7 +144,9 @@ def _run(
             A.stride(0), A.stride(2), *_strides(x, dt, into, out_of, skip, y),
             dt.shape[2], _flags(reverse), per_group, A.shape[2], dt.shape[1], into.shape[3],
             HAS_D=D is not None, HAS_INDEX=index is not None, RELEVANCE=relevance,
-            **regime.sizes(per_group), **_steps(regime),
+            ALIGNED=_aligned(into) and _aligned(out_of),
+            WIDE=any(_is_wide(tensor) for tensor in (x, dt, into, out_of, y)),
+            **regime.sizes(per_group), **_pieces(regime, per_group),
         )  # fmt: skip
 
 
@@ -155,9 +157,22 @@ def _channels_last(A: Tensor) -> Tensor:
     return A.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _steps(regime: Regime) -> dict[str, int]:
-    chunks = {} if regime.kernel == "sequential" else {"CHUNKS": regime.chunks}
-    return {"STEPS": regime.steps, "num_warps": regime.warps, **chunks}
+def _aligned(x: Tensor) -> bool:
+    """Whether the states of every position begin at a multiple of 16 bytes."""
+    places = (x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1]))
+    return x.stride(-1) == 1 and all(place % 16 == 0 for place in places)
+
+
+def _is_wide(x: Tensor) -> bool:
+    """Whether offsets along the sequence may not fit 32 bits."""
+    return x.shape[2] * x.stride(2) >= 1 << 31
+
+
+def _pieces(regime: Regime, per_group: int) -> dict[str, Any]:
+    """What a program does at a time."""
+    if regime.kernel == "sequential":
+        return {"EVEN": per_group % regime.block_d == 0, "num_warps": regime.warps}
+    return {"CHUNKS": regime.chunks, "STEPS": regime.steps, "num_warps": regime.warps}
 
 
 def _states_before_chunks(

@@ -11,6 +11,7 @@ and carries the state to the next ones.
 # Tuples grow by concatenation, since a traced one has no other way to grow, in loops that unroll.
 # ruff: noqa: ANN001, ANN201, ANN202, ARG001, RUF005
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="assignment"
 
 import triton
 import triton.language as tl
@@ -45,8 +46,9 @@ def chunked_kernel(
     x, dt, A, into, out_of, D, y, index, A_direction, A_state,
     x_strides, dt_strides, into_strides, out_strides, D_strides, y_strides, length, reverse, E,
     N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, PER_GROUP: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_INDEX: tl.constexpr, RELEVANCE: tl.constexpr,
-    CHUNKS: tl.constexpr, STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_INDEX: tl.constexpr, RELEVANCE: tl.constexpr, ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Any number of states; arguments as in `sequential_kernel`.
 
@@ -75,7 +77,7 @@ def chunked_kernel(
         for j in tl.static_range(STEPS):
             i = start + (c - 1) * STEPS + j
             inside = (c > 0) & (i < length)
-            at = positions(i, inside, origin, sense, index, HAS_INDEX)
+            at = positions(i, inside, origin, sense, index, HAS_INDEX, WIDE)
             both, low = inside[:, None] & has_d[None, :], has_n[:, None] & inside[None, :]
             x_t = tl.load(x + at[:, None] * x_strides[2], both, 0.0).to(tl.float32)
             dt_t = tl.load(dt + at[:, None] * dt_strides[2], both, 0.0).to(tl.float32)
@@ -91,7 +93,7 @@ def chunked_kernel(
         for j in tl.static_range(STEPS):
             i = start + c * STEPS + j
             inside = i < length
-            at = positions(i, inside, origin, sense, index, HAS_INDEX)
+            at = positions(i, inside, origin, sense, index, HAS_INDEX, WIDE)
             both, low = inside[:, None] & has_d[None, :], has_n[:, None] & inside[None, :]
             x_t = tl.load(x + at[:, None] * x_strides[2], both, 0.0).to(tl.float32)
             dt_t = tl.load(dt + at[:, None] * dt_strides[2], both, 0.0).to(tl.float32)
@@ -116,7 +118,7 @@ def chunked_kernel(
 def load_rows(
     x, dt, into, out_of, start, origin, sense, index, length, has_d,
     x_stride, dt_stride, into_stride, out_stride,
-    HAS_INDEX: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr,
+    HAS_INDEX: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Positions (C,) and inputs (C, D) of every chunk's steps; zeros past the end."""
     ats = ()
@@ -127,7 +129,7 @@ def load_rows(
     for j in tl.static_range(STEPS):
         i = start + tl.arange(0, CHUNKS) * STEPS + j
         inside = i < length
-        at = positions(i, inside, origin, sense, index, HAS_INDEX)
+        at = positions(i, inside, origin, sense, index, HAS_INDEX, WIDE)
         both = inside[:, None] & has_d[None, :]
         ats = ats + (at,)
         xs = xs + (tl.load(x + at[:, None] * x_stride, both, 0.0),)
@@ -142,8 +144,9 @@ def scalar_kernel(
     x, dt, A, into, out_of, D, y, index, A_direction, A_state,
     x_strides, dt_strides, into_strides, out_strides, D_strides, y_strides, length, reverse, E,
     N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, PER_GROUP: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_INDEX: tl.constexpr, RELEVANCE: tl.constexpr,
-    CHUNKS: tl.constexpr, STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_INDEX: tl.constexpr, RELEVANCE: tl.constexpr, ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A single state a channel (VMamba): all tensors are (C, D), and neighbours load together.
 
@@ -165,13 +168,15 @@ def scalar_kernel(
     carry = tl.zeros((1, BLOCK_D), tl.float32)
     loaded = load_rows(
         x, dt, into, out_of, 0, origin, sense, index, length, has_d,
-        x_strides[2], dt_strides[2], into_strides[2], out_strides[2], HAS_INDEX, CHUNKS, STEPS,
+        x_strides[2], dt_strides[2], into_strides[2], out_strides[2], HAS_INDEX, WIDE,
+        CHUNKS, STEPS,
     )  # fmt: skip
     for start in range(0, length, CHUNKS * STEPS):
         ats, xs, dts, ins, outs = loaded
         loaded = load_rows(
             x, dt, into, out_of, start + CHUNKS * STEPS, origin, sense, index, length, has_d,
-            x_strides[2], dt_strides[2], into_strides[2], out_strides[2], HAS_INDEX, CHUNKS, STEPS,
+            x_strides[2], dt_strides[2], into_strides[2], out_strides[2], HAS_INDEX, WIDE,
+            CHUNKS, STEPS,
         )  # fmt: skip
         h = tl.zeros((CHUNKS, BLOCK_D), tl.float32)
         time = tl.zeros((CHUNKS, BLOCK_D), tl.float32)

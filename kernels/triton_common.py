@@ -42,9 +42,14 @@ def walk(k, length, reverse, index, HAS_INDEX: tl.constexpr, BACK: tl.constexpr)
 
 
 @triton.jit
-def positions(i, inside, origin, sense, index, HAS_INDEX: tl.constexpr):
-    """Position in memory of step i of the walk."""
+def positions(
+    i, inside, origin, sense, index, HAS_INDEX: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Position in memory of step i of the walk; `inside` says which steps there are.
+
+    WIDE where a position times a stride may not fit 32 bits.
+    """
     at = origin + sense * i
     if HAS_INDEX:
         at = tl.load(index + at, inside, 0)
-    return at.to(tl.int64)
+    return at.to(tl.int64 if WIDE else tl.int32)

@@ -45,7 +45,7 @@ def states_kernel(
         for i in tl.static_range(CHUNK):
             step = chunk * CHUNK + i
             inside = step < length
-            at = positions(step, inside, origin, sense, index, HAS_INDEX)
+            at = positions(step, inside, origin, sense, index, HAS_INDEX, True)
             u_t = tl.load(u + at * u_strides[2], has_d & inside, 0.0).to(tl.float32)
             dt_t = tl.load(dt + at * dt_strides[2], has_d & inside, 0.0).to(tl.float32)
             B_t = tl.load(B + at * B_strides[2], has_n & inside, 0.0).to(tl.float32)
@@ -98,7 +98,7 @@ def gradient_kernel(
         h = tl.load(starts + chunk * starts_strides[2], both, 0.0)
         for i in range(CHUNK):
             inside = chunk * CHUNK + i < length
-            at = positions(chunk * CHUNK + i, inside, origin, sense, index, HAS_INDEX)
+            at = positions(chunk * CHUNK + i, inside, origin, sense, index, HAS_INDEX, True)
             dt_t = tl.load(dt + at * dt_strides[2], has_d & inside, 0.0).to(tl.float32)
             u_t = tl.load(u + at * u_strides[2], has_d & inside, 0.0).to(tl.float32)
             B_t = tl.load(B + at * B_strides[2], has_n & inside, 0.0).to(tl.float32)
@@ -110,7 +110,7 @@ def gradient_kernel(
         for j in range(CHUNK):
             i = CHUNK - 1 - j
             inside = chunk * CHUNK + i < length
-            at = positions(chunk * CHUNK + i, inside, origin, sense, index, HAS_INDEX)
+            at = positions(chunk * CHUNK + i, inside, origin, sense, index, HAS_INDEX, True)
             dy_t = tl.load(dy + at * dy_strides[2], has_d & inside, 0.0).to(tl.float32)
             dt_t = tl.load(dt + at * dt_strides[2], has_d & inside, 0.0).to(tl.float32)
             u_t = tl.load(u + at * u_strides[2], has_d & inside, 0.0).to(tl.float32)

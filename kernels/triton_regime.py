@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 __all__ = ["Regime", "regime_of"]
 
-# Channels of all rows and directions times states, up to which a GPU stands half idle step by step.
-_FEW = 12 * 768 * 16
-# States and channels of a program that goes step by step: a thread holds 16 or 32 values.
-_SEQUENTIAL = 1024
-# Programs below which those of a single state are made smaller.
-_FEW_PROGRAMS = 256
+# Channels of all rows and directions times states, up to which a GPU stands mostly idle step by
+# step: three images of Vim-small.
+_FEW = 3 * 2 * 768 * 16
+# The same up to which programs that go step by step are made smaller: a thread holds 16 values
+# instead of 32.
+_SEVERAL = 16 * 2 * 768 * 16
+# Channels of a single state below which programs are made smaller, to have more of them.
+_FEW_SCALAR = 16 * 256
 
 
 @dataclass(frozen=True)
@@ -60,27 +62,34 @@ def regime_of(channels: int, length: int, states: int, per_group: int) -> Regime
         return _scalar(channels, length, per_group)
     if channels * states <= _FEW:
         return _chunked(length, states, per_group)
-    return _sequential(states, per_group)
+    return _sequential(channels, states, per_group)
 
 
-def _sequential(states: int, per_group: int) -> Regime:
+def _sequential(channels: int, states: int, per_group: int) -> Regime:
     block_n = power_of_2(states)
-    block_d = min(power_of_2(per_group), max(4, min(32, _SEQUENTIAL // block_n)))
-    return Regime("sequential", block_n, block_d, 1, 1, 1)
+    values = 16 if channels * states <= _SEVERAL else 32
+    block_d = max(4, min(2 * values, 32 * values // block_n))
+    return Regime("sequential", block_n, min(power_of_2(per_group), block_d), 1, 1, 1)
 
 
 def _chunked(length: int, states: int, per_group: int) -> Regime:
     block_n = power_of_2(states)
-    block_d = min(power_of_2(per_group), 4)
+    block_d = min(power_of_2(per_group), 2)
     chunks = max(2, min(32, 512 // block_n, power_of_2(length)))
     steps = min(8, -(-length // chunks))
     return Regime("chunked", block_n, block_d, chunks, steps, max(1, chunks * block_d // 32))
 
 
 def _scalar(channels: int, length: int, per_group: int) -> Regime:
-    block_d = min(power_of_2(per_group), 16 if channels >= 16 * _FEW_PROGRAMS else 8)
-    chunks = max(2, min(32 if block_d == 16 else 128, power_of_2(-(-length // 4))))
-    steps = min(4 if block_d == 16 else 8, -(-length // chunks))
+    if channels < _FEW_SCALAR:
+        block_d, most, steps = 8, 128, 8
+    elif length <= 256:
+        block_d, most, steps = 16, 16, 7
+    else:
+        block_d, most, steps = 32, 32, 8
+    block_d = min(power_of_2(per_group), block_d)
+    chunks = max(2, min(most, power_of_2(-(-length // steps))))
+    steps = min(steps, -(-length // chunks))
     return Regime("scalar", 1, block_d, chunks, steps, max(1, min(8, chunks * block_d // 128)))
 
 

@@ -2,13 +2,12 @@
 
 The regime of many rows. The state (N, D) stays in registers, all states of a channel in one thread,
 so that no thread waits for another; A must have neighbouring channels side by side, because the
-compiler takes this layout from its load. The loads of STEPS steps are issued before the STEPS
-before them are computed, since waiting for them would otherwise be most of the time.
+compiler takes this layout from its load. The loads of a step are issued one step ahead, since
+waiting for them would otherwise be most of the time.
 """
 
 # A program's arguments are traced into pointers and scalars; Python types say nothing about them.
-# Tuples grow by concatenation, since a traced one has no other way to grow, in loops that unroll.
-# ruff: noqa: ANN001, ANN201, ANN202, RUF005
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import triton
@@ -24,25 +23,17 @@ _VARYING = ["length", "reverse", "E", "A_direction", "A_state"]
 
 
 @triton.jit
-def load_steps(
-    x, dt, into, out_of, first, origin, sense, index, length, has_d, has_n,
-    x_stride, dt_stride, into_stride, out_stride, HAS_INDEX: tl.constexpr, STEPS: tl.constexpr,
+def load_step(
+    x, dt, into, out_of, at, has_d, in_n, out_n, has_n,
+    x_stride, dt_stride, into_stride, out_stride, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Positions and inputs of STEPS steps; steps past the end read zeros, which change no state."""
-    ats = ()
-    xs = ()
-    dts = ()
-    ins = ()
-    outs = ()
-    for j in tl.static_range(STEPS):
-        inside = first + j < length
-        at = positions(first + j, inside, origin, sense, index, HAS_INDEX)
-        ats = ats + (at,)
-        xs = xs + (tl.load(x + at * x_stride, has_d & inside, 0.0),)
-        dts = dts + (tl.load(dt + at * dt_stride, has_d & inside, 0.0),)
-        ins = ins + (tl.load(into + at * into_stride, has_n & inside, 0.0),)
-        outs = outs + (tl.load(out_of + at * out_stride, has_n & inside, 0.0),)
-    return ats, xs, dts, ins, outs
+    """The inputs (D,) and (N,) of one step."""
+    into, out_of = into + at * into_stride, out_of + at * out_stride
+    if ALIGNED:  # rows begin at multiples of 16 bytes: a load takes several states
+        into, out_of = tl.multiple_of(into, 16), tl.multiple_of(out_of, 16)
+    x_t = tl.load(x + at * x_stride, has_d, 0.0)
+    dt_t = tl.load(dt + at * dt_stride, has_d, 0.0)
+    return x_t, dt_t, tl.load(into + in_n, has_n, 0.0), tl.load(out_of + out_n, has_n, 0.0)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -50,47 +41,53 @@ def sequential_kernel(
     x, dt, A, into, out_of, D, y, index, A_direction, A_state,
     x_strides, dt_strides, into_strides, out_strides, D_strides, y_strides, length, reverse, E,
     N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, PER_GROUP: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_INDEX: tl.constexpr, RELEVANCE: tl.constexpr,
-    STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_INDEX: tl.constexpr, RELEVANCE: tl.constexpr, ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Output from u with B into the state and C out of it; the relevance pass from dy, C and B."""
     b, k, group, block = program(K, PER_GROUP, G)
     e = block * BLOCK_D + tl.arange(0, BLOCK_D)
     d, n = group * E + e, tl.arange(0, BLOCK_N)
-    has_d, has_n = e < E, n < N
+    # Blocks that fill a group need no mask, which the compiler cannot see from E.
+    has_d = tl.full((BLOCK_D,), True, tl.int1) if EVEN else e < E
+    has_n = n < N
     x = base(x, x_strides, b, k) + d * x_strides[3]
     dt = base(dt, dt_strides, b, k) + d * dt_strides[3]
     y = base(y, y_strides, b, k) + d * y_strides[3]
-    into = base(into, into_strides, b, k) + group * into_strides[3] + n * into_strides[4]
-    out_of = base(out_of, out_strides, b, k) + group * out_strides[3] + n * out_strides[4]
+    into = base(into, into_strides, b, k) + group * into_strides[3]
+    out_of = base(out_of, out_strides, b, k) + group * out_strides[3]
+    in_n, out_n = n * into_strides[4], n * out_strides[4]
     A = A + k * A_direction + n[:, None] * A_state + d[None, :]
     rate = tl.load(A, has_n[:, None] & has_d[None, :], 0.0).to(tl.float32) * LOG2_E  # (N, D)
     if HAS_D:
         skip = tl.load(D + k * D_strides[0] + d * D_strides[1], has_d, 0.0).to(tl.float32)
     origin, sense, index = walk(k, length, reverse, index, HAS_INDEX, RELEVANCE)
     h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    loaded = load_steps(
-        x, dt, into, out_of, 0, origin, sense, index, length, has_d, has_n,
-        x_strides[2], dt_strides[2], into_strides[2], out_strides[2], HAS_INDEX, STEPS,
+    following = positions(0, True, origin, sense, index, HAS_INDEX, WIDE)
+    loaded = load_step(
+        x, dt, into, out_of, following, has_d, in_n, out_n, has_n,
+        x_strides[2], dt_strides[2], into_strides[2], out_strides[2], ALIGNED,
     )  # fmt: skip
-    for start in range(0, length, STEPS):
-        ats, xs, dts, ins, outs = loaded
-        loaded = load_steps(
-            x, dt, into, out_of, start + STEPS, origin, sense, index, length, has_d, has_n,
-            x_strides[2], dt_strides[2], into_strides[2], out_strides[2], HAS_INDEX, STEPS,
+    for i in range(length):
+        at = following
+        x_t, dt_t, in_t, out_t = loaded
+        # After the last step this is the last once more, which nothing reads.
+        following = tl.minimum(i + 1, length - 1)
+        following = positions(following, True, origin, sense, index, HAS_INDEX, WIDE)
+        loaded = load_step(
+            x, dt, into, out_of, following, has_d, in_n, out_n, has_n,
+            x_strides[2], dt_strides[2], into_strides[2], out_strides[2], ALIGNED,
         )  # fmt: skip
-        for j in tl.static_range(STEPS):
-            x_t, dt_t = xs[j].to(tl.float32), dts[j].to(tl.float32)
-            in_t, out_t = ins[j].to(tl.float32)[:, None], outs[j].to(tl.float32)[:, None]
-            decay = tl.exp2(dt_t[None, :] * rate)
-            if RELEVANCE:
-                h += in_t * x_t[None, :]
-                y_t = dt_t * tl.sum(out_t * h, 0)
-                h *= decay
-            else:
-                h = decay * h + in_t * (dt_t * x_t)[None, :]
-                y_t = tl.sum(out_t * h, 0)
-            if HAS_D:
-                y_t += skip * x_t
-            inside = has_d & (start + j < length)
-            tl.store(y + ats[j] * y_strides[2], y_t.to(y.dtype.element_ty), inside)
+        x_t, dt_t = x_t.to(tl.float32), dt_t.to(tl.float32)
+        in_t, out_t = in_t.to(tl.float32)[:, None], out_t.to(tl.float32)[:, None]
+        decay = tl.exp2(dt_t[None, :] * rate)
+        if RELEVANCE:
+            h += in_t * x_t[None, :]
+            y_t = dt_t * tl.sum(out_t * h, 0)
+            h *= decay
+        else:
+            h = decay * h + in_t * (dt_t * x_t)[None, :]
+            y_t = tl.sum(out_t * h, 0)
+        if HAS_D:
+            y_t += skip * x_t
+        tl.store(y + at * y_strides[2], y_t.to(y.dtype.element_ty), has_d)

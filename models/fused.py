@@ -69,8 +69,7 @@ class Plan:
     def scan_inputs(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step (B, 2, L, E), B and C (B, 2, L, N) out of the projection of u (B, 2, L, R + 2N)."""
         low, b, c = projected.split(self.sizes, dim=-1)
-        weight, bias = self.dt_proj
-        return fused.step(low @ weight.transpose(1, 2), bias), b, c
+        return fused.step(low, *self.dt_proj), b, c
 
 
 _ORDER = ScanOrder.bidirectional()
@@ -145,6 +144,11 @@ def _gather(block: "Block", gamma: float, share: tuple[float, float]) -> Plan:
     def both(*names: str) -> Tensor:
         return torch.stack([mixer.get_parameter(name).detach() for name in names])
 
+    def both_by_channel(*names: str) -> Tensor:
+        # (2, E, N) with neighbouring channels side by side, as the kernels load them.
+        values = [mixer.get_parameter(name).detach().t() for name in names]
+        return torch.stack(values).transpose(1, 2)
+
     return Plan(
         norm=block.norm.weight.detach(),
         eps=block.norm.eps,
@@ -156,16 +160,26 @@ def _gather(block: "Block", gamma: float, share: tuple[float, float]) -> Plan:
         x_proj=both("x_proj.weight", "x_proj_b.weight"),
         sizes=(mixer.rank, mixer.d_state, mixer.d_state),
         dt_proj=(
-            both("dt_proj.weight", "dt_proj_b.weight"),
+            both_by_channel("dt_proj.weight", "dt_proj_b.weight"),
             both("dt_proj.bias", "dt_proj_b.bias"),
         ),
-        A=-torch.exp(both("A_log", "A_b_log")),
+        A=-torch.exp(both_by_channel("A_log", "A_b_log")),
         D=both("D", "D_b"),
         out_proj=mixer.out_proj.weight.detach(),
         scale=0.5 if mixer.divide_out else 1.0,
         gamma=gamma,
         share=share,
     )
+
+
+def _project(u: Tensor, weight: Tensor) -> Tensor:
+    """(B, K, L, E) times the (K, R, E) weights of each direction: (B, K, L, R)."""
+    rows = u.transpose(0, 1)  # (K, B, L, E)
+    if not rows.is_contiguous():
+        return u @ weight.transpose(1, 2)
+    # One product a direction instead of one a sample and direction.
+    out = torch.bmm(rows.flatten(1, 2), weight.transpose(1, 2))
+    return out.unflatten(1, rows.shape[1:3]).transpose(0, 1)
 
 
 class _FusedBlock(torch.autograd.Function):
@@ -178,7 +192,7 @@ class _FusedBlock(torch.autograd.Function):
         stream, normed, inverse = fused.add_rms_norm(hidden, residual, plan.norm, plan.eps)
         x, z = F.linear(normed, plan.in_proj).chunk(2, dim=-1)
         u = fused.conv_silu(x, *plan.conv, _REVERSE)
-        projected = u @ plan.x_proj.transpose(1, 2)  # (B, 2, L, R + 2N)
+        projected = _project(u, plan.x_proj)  # (B, 2, L, R + 2N)
         dt, b, c = plan.scan_inputs(projected)
         y = selective_scan(u, dt, plan.A, b, c, plan.D, order=_ORDER, grad="input")
         gated, signal = fused.gate(y, z, plan.scale)

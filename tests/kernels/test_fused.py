@@ -148,13 +148,14 @@ def test_gate_follows_the_rules(shares: tuple[float, float]) -> None:
 
 
 def test_step_is_the_site_s() -> None:
-    raw, bias = 20 * torch.randn(2, 3, 5, 6), torch.randn(3, 6)
-    close(fused.step(raw, bias), Step()(raw + bias.unsqueeze(1)))
+    low, weight, bias = 10 * torch.randn(2, 3, 5, 4), torch.randn(3, 6, 4), torch.randn(3, 6)
+    raw = torch.einsum("bklr,ker->bkle", low, weight) + bias.unsqueeze(1)
+    close(fused.step(low, weight, bias), Step()(raw))
 
 
 def test_no_gradient_is_recorded() -> None:
     raw = torch.randn(1, 1, 2, 3, requires_grad=True)
-    assert not fused.step(raw, torch.zeros(1, 3)).requires_grad
+    assert not fused.step(raw, torch.ones(1, 4, 3), torch.zeros(1, 4)).requires_grad
     assert not fused.gate(raw, raw[:, 0], 1.0)[0].requires_grad
 
 
@@ -179,7 +180,7 @@ def calls() -> dict[str, dict[str, Any]]:
             "at_gated": x, "signal": x, "z": x, "share_signal": 0.5, "share_gate": 0.5,
             "scale": 0.5, "out_z": None,
         },
-        "step": {"raw": y, "bias": bias},
+        "step": {"low": y, "weight": torch.ones(2, 4, 4), "bias": bias},
     }  # fmt: skip
 
 
@@ -208,8 +209,10 @@ WRONG = [
     ("gate_relevance", {"signal": (2, 2, 5, 4)}, "signal has shape"),
     ("gate_relevance", {"z": (2, 5, 3)}, "z has shape"),
     ("gate_relevance", {"out_z": (5, 4)}, "out_z has shape"),
-    ("step", {"raw": (2, 5, 4)}, "raw has shape"),
-    ("step", {"bias": (4,)}, r"bias has shape \(4,\); with raw as given it must be \(2, 4\)"),
+    ("step", {"low": (2, 5, 4)}, r"low has shape \(2, 5, 4\); it must be \(B, K, L, R\)"),
+    ("step", {"weight": (2, 4)}, r"weight has shape \(2, 4\); it must be \(K, E, R\)"),
+    ("step", {"weight": (2, 4, 3)}, r"weight has shape .* must be \(2, 4, 4\)"),
+    ("step", {"bias": (4,)}, r"bias has shape \(4,\); with weight as given it must be \(2, 4\)"),
 ]
 
 
