@@ -9,7 +9,7 @@ from helpers import images, random, relative_error, run_site, seeded
 import vimlrp
 from vimlrp.errors import KernelError
 from vimlrp.input_rules import Box, Flat
-from vimlrp.kernels import ScanOrder, selective_scan
+from vimlrp.kernels import ScanOrder, native, selective_scan
 from vimlrp.models import VMamba
 from vimlrp.rules import (
     ConstantFactors,
@@ -250,6 +250,22 @@ def test_step_adds_a_bias_and_says_what_it_takes():
     assert relative_error(absorption.share, (bias * at_input).sum((1, 2, 3))) < EXACT
     assert torch.equal(site(x, bias), out)
     assert torch.equal(site(x + bias), out)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (7,), (3, 1), (1, 2, 40, 33)])
+def test_step_is_the_same_whoever_computes_it(shape, monkeypatch):
+    x = random(*shape, seed=1, dtype=torch.float32) * 12
+    x.view(-1)[:3] = torch.tensor([-87.0, 0.0, 60.0])
+    expected = torch.log1p(torch.exp(x.double()))
+    for backend in ("native", "cpu"):
+        monkeypatch.setenv("VIMLRP_BACKEND", backend)
+        if backend == "native" and not native.status()[0]:
+            continue
+        with torch.no_grad():
+            out = Step()(x)
+        assert out.dtype == torch.float32
+        assert ((out - expected) / expected).abs().max() < 1e-6, backend
+    assert Step()(x.clone().requires_grad_()).requires_grad
 
 
 def scan_arguments(length):

@@ -38,21 +38,16 @@ class Step(Site):
         return _softplus(x)
 
 
-def _is_traced() -> bool:
-    return bool(torch._C._get_tracing_state())  # type: ignore[attr-defined, no-untyped-call]
-
-
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), by the compiled library where no gradient or graph is recorded.
 
     PyTorch's softplus takes a fifth of a whole VMamba's time on a CPU.
     """
     recorded = x.requires_grad or (active() is None and torch.is_grad_enabled())
-    if recorded or torch.compiler.is_compiling() or _is_traced():
+    if recorded or torch.compiler.is_compiling():
         return F.softplus(x)
-    return (
-        fused_native.softplus(x) if choose("auto", x.device, x.dtype) == "native" else F.softplus(x)
-    )
+    native = choose("auto", x.device, x.dtype) == "native"
+    return fused_native.softplus(x) if native else F.softplus(x)
 
 
 class Scan(Site):
