@@ -149,12 +149,10 @@ def gate_relevance(
     return at_y, at_z
 
 
-def step(*operands: Tensor) -> Tensor:
-    """`fused.step` of low, weight and bias, the product by PyTorch; or of raw and bias."""
-    *factors, bias = operands
-    raw = factors[0] if len(factors) == 1 else factors[0] @ factors[1].transpose(1, 2)
-    dt = _empty(*raw.shape)
-    _run(_Operation.SOFTPLUS, [_rows(raw)], [dt], bias=bias.contiguous(), directions=dt.shape[1])
+def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`fused.step`: the product by PyTorch, bias and softplus in its place."""
+    dt = (low @ weight.transpose(1, 2)).contiguous()  # (B, K, L, E)
+    _run(_Operation.SOFTPLUS, [dt], [dt], bias=bias.contiguous(), directions=dt.shape[1])
     return dt
 
 

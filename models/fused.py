@@ -66,13 +66,14 @@ class Plan:
     gamma: float
     share: tuple[float, float]
 
-    def scan_inputs(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step (B, 2, L, E), B and C (B, 2, L, N) out of the projection of u (B, 2, L, R + 2N)."""
-        low, b, c = projected.split(self.sizes, dim=-1)
-        return fused.step(low, *self.dt_proj), b, c
+    def step(self, low: Tensor) -> Tensor:
+        """Step (B, 2, L, E) out of its low-rank input (B, 2, L, R)."""
+        return fused.step(low, *self.dt_proj)
 
 
 _ORDER = ScanOrder.bidirectional()
+# Values of a branch up to which a batch is small: eight images of Vim-small.
+_SMALL = 8 * 200 * 384
 _REVERSE = _ORDER.reverse
 
 
@@ -140,36 +141,44 @@ def _numbers(block: "Block", trace: Trace) -> tuple[float, tuple[float, float]] 
 
 def _gather(block: "Block", gamma: float, share: tuple[float, float]) -> Plan:
     mixer: BidirectionalMixer = block.mixer
-
-    def both(*names: str) -> Tensor:
-        return torch.stack([mixer.get_parameter(name).detach() for name in names])
-
-    def both_by_channel(*names: str) -> Tensor:
-        # (2, E, N) with neighbouring channels side by side, as the kernels load them.
-        values = [mixer.get_parameter(name).detach().t() for name in names]
-        return torch.stack(values).transpose(1, 2)
-
+    first, second = mixer.conv1d, mixer.conv1d_b
     return Plan(
         norm=block.norm.weight.detach(),
         eps=block.norm.eps,
         in_proj=mixer.in_proj.weight.detach(),
-        conv=(
-            both("conv1d.weight", "conv1d_b.weight")[:, :, 0],
-            both("conv1d.bias", "conv1d_b.bias"),
-        ),
-        x_proj=both("x_proj.weight", "x_proj_b.weight"),
+        conv=(_both(first.weight, second.weight)[:, :, 0], _both(first.bias, second.bias)),
+        x_proj=_both(mixer.x_proj.weight, mixer.x_proj_b.weight),
         sizes=(mixer.rank, mixer.d_state, mixer.d_state),
         dt_proj=(
-            both_by_channel("dt_proj.weight", "dt_proj_b.weight"),
-            both("dt_proj.bias", "dt_proj_b.bias"),
+            _by_channel(mixer.dt_proj.weight, mixer.dt_proj_b.weight),
+            _both(mixer.dt_proj.bias, mixer.dt_proj_b.bias),
         ),
-        A=-torch.exp(both_by_channel("A_log", "A_b_log")),
-        D=both("D", "D_b"),
+        A=-torch.exp(_by_channel(mixer.A_log, mixer.A_b_log)),
+        D=_both(mixer.D, mixer.D_b),
         out_proj=mixer.out_proj.weight.detach(),
         scale=0.5 if mixer.divide_out else 1.0,
         gamma=gamma,
         share=share,
     )
+
+
+def _both(first: Tensor, second: Tensor) -> Tensor:
+    """A parameter of both directions, (2, ...)."""
+    return torch.stack([first.detach(), second.detach()])
+
+
+def _by_channel(first: Tensor, second: Tensor) -> Tensor:
+    """A parameter of both directions, (2, E, n), neighbouring channels side by side in memory."""
+    return _both(first.t(), second.t()).transpose(1, 2)
+
+
+def _recomputes(hidden: Tensor) -> bool:
+    """Whether the backward computes the large intermediates again instead of keeping them.
+
+    That halves what a block keeps. A CPU has memory for them, and a small batch on a GPU costs
+    more launches than memory.
+    """
+    return hidden.is_cuda and hidden.numel() > _SMALL
 
 
 def _project(u: Tensor, weight: Tensor) -> Tensor:
@@ -183,20 +192,26 @@ def _project(u: Tensor, weight: Tensor) -> Tensor:
 
 
 class _FusedBlock(torch.autograd.Function):
-    """Forward keeps 2 D + E values a token beside the low-rank inputs of the scans."""
+    """Keeps E values a token beside the low-rank inputs of the scans, and D or 4 E more.
+
+    Those are the normed stream, from which projection and step are computed again, or these two.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, residual: Tensor | None, plan: Plan, block: Any, ledger: Any
     ) -> tuple[Tensor, Tensor]:
         stream, normed, inverse = fused.add_rms_norm(hidden, residual, plan.norm, plan.eps)
-        x, z = F.linear(normed, plan.in_proj).chunk(2, dim=-1)
+        xz = F.linear(normed, plan.in_proj)
+        x, z = xz.chunk(2, dim=-1)
         u = fused.conv_silu(x, *plan.conv, _REVERSE)
         projected = _project(u, plan.x_proj)  # (B, 2, L, R + 2N)
-        dt, b, c = plan.scan_inputs(projected)
+        low, b, c = projected.split(plan.sizes, dim=-1)
+        dt = plan.step(low)
         y = selective_scan(u, dt, plan.A, b, c, plan.D, order=_ORDER, grad="input")
         gated, signal = fused.gate(y, z, plan.scale)
-        ctx.save_for_backward(normed, inverse, projected, signal)
+        large = (normed, None, None) if _recomputes(hidden) else (None, xz, dt)
+        ctx.save_for_backward(*large, inverse, projected, signal)
         ctx.plan, ctx.block, ctx.ledger = plan, block, ledger
         ctx.dtype, ctx.first = hidden.dtype, residual is None
         return F.linear(gated, plan.out_proj), stream
@@ -204,16 +219,17 @@ class _FusedBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         at_out, at_stream = gradients
-        normed, inverse, projected, signal = ctx.saved_tensors
+        normed, xz, dt, inverse, projected, signal = ctx.saved_tensors
         plan: Plan = ctx.plan
-        xz = F.linear(normed, plan.in_proj)
+        xz = F.linear(normed, plan.in_proj) if xz is None else xz
         x, z = xz.chunk(2, dim=-1)
         at_xz = torch.empty_like(xz)
         at_x, at_z = at_xz.chunk(2, dim=-1)
         at_y, _ = fused.gate_relevance(
             at_out @ plan.out_proj, signal, z, *plan.share, plan.scale, out_z=at_z
         )
-        dt, b, c = plan.scan_inputs(projected)
+        low, b, c = projected.split(plan.sizes, dim=-1)
+        dt = plan.step(low) if dt is None else dt
         at_y = at_y.unsqueeze(1).expand(-1, 2, -1, -1)
         at_u = selective_scan_relevance(at_y, dt, plan.A, b, c, plan.D, order=_ORDER)
         _, absorbed = fused.conv_silu_relevance(

@@ -173,13 +173,26 @@ def kept_values(depth):
     return sum(sizes)
 
 
-def test_a_block_keeps_what_it_says_and_no_more(monkeypatch):
+@pytest.mark.parametrize("recomputes", [True, False])
+def test_a_block_keeps_what_it_says_and_no_more(monkeypatch, recomputes):
+    monkeypatch.setattr(fused, "_recomputes", lambda _: recomputes)
     monkeypatch.setenv(FUSE_VARIABLE, "1")
     width, inner, low_rank, states, tokens = 16, 32, 1, 3, 2 * 17
-    per_token = width + 1 + inner + 2 * (low_rank + 2 * states)
+    large = width if recomputes else 4 * inner
+    per_token = large + 1 + inner + 2 * (low_rank + 2 * states)
     assert kept_values(depth=3) - kept_values(depth=2) == tokens * per_token
     monkeypatch.setenv(FUSE_VARIABLE, "0")
-    assert kept_values(depth=3) - kept_values(depth=2) > 8 * tokens * per_token
+    composed = kept_values(depth=3) - kept_values(depth=2)
+    assert composed > (8 if recomputes else 3) * tokens * per_token
+
+
+def test_what_is_computed_again_changes_nothing(vim, monkeypatch):
+    monkeypatch.setenv(FUSE_VARIABLE, "1")
+    x, found = images(2), []
+    for recomputes in (True, False):
+        monkeypatch.setattr(fused, "_recomputes", lambda _, again=recomputes: again)
+        found.append(vimlrp.explain(vim, x, target=1).pixels)
+    assert torch.equal(*found)
 
 
 def test_plain_passes_are_never_fused(vim, monkeypatch, runs):
