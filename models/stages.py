@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from vimlrp.sites import Activation, Conv2d, LayerNorm, Linear, PatchEmbedding
@@ -83,6 +84,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.norm = LayerNorm(4 * dim, eps)
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        trunc_normal_(self.reduction.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H / 2, W / 2, 2C), rounded up."""
