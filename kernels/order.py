@@ -72,14 +72,66 @@ class ScanOrder:
         Raises:
             KernelError: If a side is less than 1.
         """
-        if height < 1 or width < 1:
+        rows, columns = _grid("cross", height, width)
+        order = torch.stack([rows.flatten(), columns.flatten()])
+        return cls((False, False, True, True), order.repeat(2, 1))
+
+    @classmethod
+    def zigzag(cls, height: int, width: int) -> "ScanOrder":
+        """Four directions that step to a neighbour every time (PlainMamba).
+
+        Along the rows, every second one from its far end; so along the columns; and both
+        backwards. Yang et al., BMVC 2024, https://arxiv.org/abs/2403.17695, section 3.2.
+
+        Args:
+            height: Rows of the grid, in tokens.
+            width: Columns of the grid, in tokens.
+
+        Returns:
+            The order for L = height * width positions in row-major memory.
+
+        Raises:
+            KernelError: If a side is less than 1.
+
+        Example:
+            >>> ScanOrder.zigzag(2, 3).steps(6)[0].tolist()
+            [0, 1, 2, 5, 4, 3]
+        """
+        order = torch.stack([_snake(lines) for lines in _grid("zigzag", height, width)])
+        return cls((False, False, True, True), order.repeat(2, 1))
+
+    @classmethod
+    def windows(cls, height: int, width: int, window: int) -> "ScanOrder":
+        """Two directions that finish a square window before the next, and that backwards.
+
+        Windows, and the positions within each, come row by row; those at the right and lower edge
+        are cut off where the sides are no multiples (LocalMamba, which pads them instead). Huang
+        et al. 2024, https://arxiv.org/abs/2403.09338, section 3.2.
+
+        Args:
+            height: Rows of the grid, in tokens.
+            width: Columns of the grid, in tokens.
+            window: Side of a window, in tokens.
+
+        Returns:
+            The order for L = height * width positions in row-major memory.
+
+        Raises:
+            KernelError: If a side is less than 1.
+
+        Example:
+            >>> ScanOrder.windows(2, 4, 2).steps(8)[0].tolist()
+            [0, 1, 4, 5, 2, 3, 6, 7]
+        """
+        if window < 1:
             raise KernelError(
-                f"ScanOrder.cross was given a grid of {height} x {width} tokens; "
-                "both sides must be at least 1."
+                f"ScanOrder.windows was given windows of {window} tokens; give at least 1."
             )
-        rows = torch.arange(height * width)
-        columns = rows.view(height, width).t().reshape(-1)
-        return cls((False, False, True, True), torch.stack([rows, columns, rows, columns]))
+        rows, _ = _grid("windows", height, width)
+        order = torch.cat(
+            [cells.flatten() for band in rows.split(window) for cells in band.split(window, dim=1)]
+        )
+        return cls((False, True), order.repeat(2, 1))
 
     @classmethod
     def from_index(cls, index: Tensor, reverse: Sequence[bool] | None = None) -> "ScanOrder":
@@ -134,6 +186,23 @@ def visited(
     raster = torch.arange(length, device=device)
     rows = raster.expand(len(reverse), length) if index is None else index
     return torch.stack([r.flip(0) if back else r for r, back in zip(rows, reverse, strict=True)])
+
+
+def _grid(name: str, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Positions of a grid by its rows, (height, width), and by its columns, (width, height)."""
+    if height < 1 or width < 1:
+        raise KernelError(
+            f"ScanOrder.{name} was given a grid of {height} x {width} tokens; "
+            "both sides must be at least 1."
+        )
+    rows = torch.arange(height * width).view(height, width)
+    return rows, rows.t().clone()
+
+
+def _snake(lines: Tensor) -> Tensor:
+    """Go through the lines of a grid one after the other, every second one from its end."""
+    turned = [line.flip(0) if i % 2 else line for i, line in enumerate(lines)]
+    return torch.cat(turned)
 
 
 def _permutations(index: Tensor, directions: int) -> Tensor:
