@@ -239,20 +239,23 @@ def test_the_users_grad_mode_does_not_matter(generation, mode):
     assert torch.equal(ours, vimlrp.explain(model, images(1, 20)).pixels)
 
 
+@pytest.mark.parametrize("cast", [True, False], ids=["autocast", "bfloat16"])
 @pytest.mark.parametrize("name", ["test_vmamba", "test_vmamba_v0"])
-def test_an_explanation_in_lower_precision_adds_up(name):
+def test_an_explanation_in_lower_precision_adds_up(name, cast):
     with seeded():
         model = timm.create_model(name, num_classes=10).eval()
     enliven(model)
     x = images(2, 64, dtype=torch.float32)
-    expected = vimlrp.explain(model, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = vimlrp.explain(model, x)
-    half = vimlrp.explain(copy.deepcopy(model).bfloat16(), x.bfloat16())
-    for ours in (cast, half):
-        assert ours.pixels.dtype == torch.float32
-        assert (ours.account.residue / ours.account.target).abs().max() < 5e-2
-        assert relative_error(ours.logits.float(), expected.logits) < 0.15
+    exact = model(x)
+    if not cast:
+        model, x = model.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+        ours = vimlrp.explain(model, x)
+        plain = model(x)
+    assert ours.pixels.dtype == torch.float32
+    assert (ours.account.residue / ours.account.target).abs().max() < 2e-2
+    # Rounding grows through these weights; rules must not add to what a plain pass loses.
+    assert relative_error(ours.logits, exact) < 2 * relative_error(plain, exact)
 
 
 def test_a_photo_goes_in_at_the_models_size(tmp_path):
