@@ -69,7 +69,7 @@ SIGNATURES = {
             "batch_size": None,
         },
     ),
-    "Explainer": (["model", "composite"], {"batch_size": None}),
+    "Explainer": (["model", "composite"], {"batch_size": None, "graphs": None}),
     "Explainer.__call__": (
         ["self", "images"],
         {"target": None, "contrast": None, "record": (), "start": None},

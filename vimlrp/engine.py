@@ -1,7 +1,7 @@
 """One explanation pass: forward under a composite, gradient back, relevance read off."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,15 @@ FUSE_VARIABLE = "VIMLRP_FUSED"
 """0 runs every block by its sites, 1 fuses where the rules allow it, and auto, the default, does so
 on GPUs, and in float32 on a CPU where the compiled library is usable."""
 
-__all__ = ["Request", "Result", "check_eager", "explaining", "propagate"]
+__all__ = [
+    "Request",
+    "Result",
+    "check_eager",
+    "check_finite",
+    "explained",
+    "explaining",
+    "propagate",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,20 @@ class Result:
     contrast: Tensor | None
     account: Account
     recorded: Mapping[str, LayerRecord] = field(default_factory=dict)
+
+    def clone(self) -> "Result":
+        """Copies of all tensors; layers are not recorded."""
+        account = Account(
+            self.account.target.clone(),
+            {kind: share.clone() for kind, share in self.account.parts.items()},
+        )
+        names = ("pixels", "patches", "tokens", "logits", "target", "contrast")
+        copies = {name: _copy(getattr(self, name)) for name in names}
+        return Result(**copies, account=account)
+
+
+def _copy(x: Tensor | None) -> Any:
+    return None if x is None else x.clone()
 
 
 @contextmanager
@@ -128,15 +150,35 @@ def propagate(model: nn.Module, x: Tensor, composite: Composite, request: Reques
         TargetError: If the target does not exist.
         InputError: If a layer does not exist or a direction does not fit.
     """
-    layers = [*request.record, *([request.start[0]] if request.start else [])]
     with explaining(model, x, composite) as trace:
-        x = x.detach().clone()  # here, where the user's inference mode is off
-        with watch_layers(model, layers, trace) as streams:
-            logits = _check_logits(model(x), x)
-        _check_streams(streams, layers)
-        goal = _goal(logits, streams, request)
-        gradients = _backward(goal.value, trace, streams, request.record)
-        return _read_off(trace, logits, goal, streams, gradients, request)
+        # A copy, made here, where the user's inference mode is off.
+        return explained(model, x.detach().clone(), trace, request, check_finite)
+
+
+def explained(
+    model: nn.Module,
+    x: Tensor,
+    trace: Trace,
+    request: Request,
+    check: Callable[[Tensor], None],
+) -> Result:
+    """The pass itself; on a GPU it waits for nothing but what `check` and the target ask for.
+
+    Args:
+        model: As for `propagate`, as is `request`.
+        x: A batch of which nothing else holds the memory.
+        trace: Of `explaining`.
+        request: What to explain and what to bring back.
+        check: Is given the logits, (B, C).
+    """
+    layers = [*request.record, *([request.start[0]] if request.start else [])]
+    with watch_layers(model, layers, trace) as streams:
+        logits = _check_logits(model(x), x)
+    check(logits)
+    _check_streams(streams, layers)
+    goal = _goal(logits, streams, request)
+    gradients = _backward(goal.value, trace, streams, request.record)
+    return _read_off(trace, logits, goal, streams, gradients, request)
 
 
 def _check_logits(logits: Any, x: Tensor) -> Tensor:
@@ -145,12 +187,17 @@ def _check_logits(logits: Any, x: Tensor) -> Tensor:
         raise UnsupportedModelError(
             f"the model returned {given} for {len(x)} images; a classifier returns (B, C)"
         )
-    if not logits.isfinite().all():
+    return logits
+
+
+def check_finite(values: Tensor) -> None:
+    """Refuse logits, or a flag made of them, that hold NaN or infinite values or are False."""
+    finite = values if values.dtype == torch.bool else values.isfinite().all()
+    if not finite:
         raise InputError(
             "the model's logits are not finite, so there is nothing to explain: check its weights, "
             "and use bfloat16 or float32 where float16 overflows"
         )
-    return logits
 
 
 def _check_streams(streams: Streams, layers: Sequence[str]) -> None:

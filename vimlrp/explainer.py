@@ -7,8 +7,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from vimlrp.composites import Composite
-from vimlrp.engine import Request, check_eager, propagate
+from vimlrp.engine import Request, check_eager
 from vimlrp.errors import InputError, TargetError
+from vimlrp.graphs import Replays
 from vimlrp.inputs import Batch, Images, batches, device_and_dtype
 from vimlrp.models import class_names
 from vimlrp.relevance import Relevance
@@ -31,6 +32,8 @@ class Explainer:
         composite: The rules: a name of `vimlrp.composites.COMPOSITES`, a mapping such as
             {"base": "mambalrp", "projection": "gamma(0.1)"}, or a `Composite`.
         batch_size: Samples to run at a time; None for 16 pictures, or a tensor as it is.
+        graphs: Whether a GPU may replay passes of one shape as CUDA graphs, which small batches
+            gain from; None leaves it to the environment variable VIMLRP_GRAPHS, by default it may.
 
     Example:
         >>> explainer = Explainer(model)  # doctest: +SKIP
@@ -44,6 +47,7 @@ class Explainer:
         composite: CompositeLike = "mambalrp",
         *,
         batch_size: int | None = None,
+        graphs: bool | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more, or None")
@@ -52,6 +56,7 @@ class Explainer:
         self.composite = Composite.ensure(composite)
         self.batch_size = batch_size
         self.class_names = class_names(model)
+        self._replays = Replays(graphs)
 
     def __call__(
         self,
@@ -119,7 +124,7 @@ class Explainer:
             yield self(x.to(device), target=rest[0] if labels else target, **options)
 
     def _explain(self, batch: Batch, request: Request) -> Relevance:
-        result = propagate(self.model, batch.x, self.composite, request)
+        result = self._replays(self.model, batch.x, self.composite, request)
         return Relevance(
             **{name: getattr(result, name) for name in type(result).__dataclass_fields__},
             model=_name(self.model),

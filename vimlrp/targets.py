@@ -12,9 +12,26 @@ from torch import Tensor
 
 from vimlrp.errors import TargetError
 
-__all__ = ["Seed", "Target", "find_class", "seed"]
+__all__ = ["Indices", "Seed", "Target", "find_class", "indices", "seed"]
 
-Target = int | str | Sequence[int | str] | NDArray[Any] | Tensor | Callable[[Tensor], Tensor] | None
+
+@dataclass(frozen=True)
+class Indices:
+    """Class indices, (B,) int64 on the model's device, of which it is known that they exist."""
+
+    values: Tensor
+
+
+Target = (
+    int
+    | str
+    | Sequence[int | str]
+    | NDArray[Any]
+    | Tensor
+    | Callable[[Tensor], Tensor]
+    | Indices
+    | None
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,39 @@ def seed(logits: Tensor, target: Target, contrast: Target, names: Sequence[str] 
     return Seed(value - other, index, other_index)
 
 
+def indices(
+    target: Target, names: Sequence[str] | None, batch: int, classes: int, device: torch.device
+) -> Tensor | None:
+    """Turn a target that names classes into their indices.
+
+    Args:
+        target: As for `seed`, but no callable.
+        names: The model's class names, where known.
+        batch: Number of samples B.
+        classes: Number of classes.
+        device: Where the indices are wanted.
+
+    Returns:
+        (B,) int64, or None for the predicted classes.
+
+    Raises:
+        TargetError: If the model has no such class.
+    """
+    if target is None or isinstance(target, Indices):
+        return None if target is None else target.values
+    index = _as_tensor(target, names)
+    if index.dim() == 0:
+        index = index.expand(batch)
+    if index.shape != (batch,):
+        raise TargetError(f"{index.numel()} targets were given for {batch} samples; give one each")
+    wrong = index[(index < 0) | (index >= classes)]
+    if wrong.numel():
+        raise TargetError(
+            f"target {wrong[0]} is out of range: the model has classes 0 to {classes - 1}"
+        )
+    return index.to(device)
+
+
 def find_class(name: str, names: Sequence[str] | None) -> int:
     """The index of a class by its name; case and synonyms after a comma are understood.
 
@@ -84,25 +134,10 @@ def _value(
 ) -> tuple[Tensor, Tensor | None]:
     if callable(target) and not isinstance(target, Tensor):
         return _linear_value(logits, target), None
-    index = _index(logits, target, names)
+    index = indices(target, names, *logits.shape, logits.device)
+    if index is None:
+        index = logits.detach().argmax(dim=1)
     return logits.gather(1, index[:, None]).squeeze(1), index
-
-
-def _index(logits: Tensor, target: Target, names: Sequence[str] | None) -> Tensor:
-    batch, classes = logits.shape
-    if target is None:
-        return logits.detach().argmax(dim=1)
-    index = _as_tensor(target, names)
-    if index.dim() == 0:
-        index = index.expand(batch)
-    if index.shape != (batch,):
-        raise TargetError(f"{index.numel()} targets were given for {batch} samples; give one each")
-    wrong = index[(index < 0) | (index >= classes)]
-    if wrong.numel():
-        raise TargetError(
-            f"target {wrong[0]} is out of range: the model has classes 0 to {classes - 1}"
-        )
-    return index.to(logits.device)
 
 
 def _as_tensor(target: Target, names: Sequence[str] | None) -> Tensor:

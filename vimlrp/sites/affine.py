@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from einops import rearrange
 from torch import Tensor, nn
 
 from vimlrp.sites.base import Site
@@ -231,7 +232,13 @@ class PatchEmbedding(AffineSite):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, h, w)."""
-        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        side = weight.shape[-1]
+        if self.padding or self.stride != side:
+            return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        # Patches that touch are rows of a matrix, and matrix products are faster.
+        x = x[..., : x.shape[-2] // side * side, : x.shape[-1] // side * side]
+        patches = rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
+        return F.linear(patches, weight.flatten(1)).permute(0, 3, 1, 2)
 
     def broadcast(self, bias: Tensor) -> Tensor:
         """(D,) to (D, 1, 1)."""
