@@ -1,9 +1,6 @@
 """Loading weight files into models, whole or not at all."""
 
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from vimlrp.errors import CheckpointError
 from vimlrp.models import mambavision, vim, vmamba
 from vimlrp.models.builder import Fit, note_weights
+from vimlrp.models.comparison import Comparison
 from vimlrp.models.reading import WeightFile, Weights, read_weights
 
 __all__ = ["LoadedCheckpoint", "load_checkpoint"]
@@ -48,39 +46,6 @@ class LoadedCheckpoint:
     interpolated: bool
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """How the tensors of a file lie to those of a model.
-
-    Args:
-        missing: In the model alone.
-        unexpected: In the file alone.
-        reshaped: In both, with the shape in the file and in the model.
-    """
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: dict[str, tuple[torch.Size, torch.Size]]
-
-    @classmethod
-    def of(cls, state: dict[str, Tensor], model: dict[str, Tensor]) -> "_Comparison":
-        """Compare names and shapes."""
-        both = [key for key in model if key in state]
-        shapes = {key: (state[key].shape, model[key].shape) for key in both}
-        return cls(
-            tuple(key for key in model if key not in state),
-            tuple(key for key in state if key not in model),
-            {key: pair for key, pair in shapes.items() if pair[0] != pair[1]},
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
-
-    def only(self, *names: str) -> bool:
-        """Whether nothing but the named tensors differs."""
-        return set(names).issuperset((*self.missing, *self.unexpected, *self.reshaped))
 
 
 def load_checkpoint(
@@ -119,7 +84,7 @@ def load_checkpoint(
     file = read_weights(path, weights)
     target = model.state_dict()
     state = _fitted(file, model)
-    difference = _Comparison.of(state, target)
+    difference = Comparison.of(state, target)
     if strict and difference:
         raise CheckpointError(_explain(file, difference, model))
     fitting = {k: v for k, v in state.items() if k in target and k not in difference.reshaped}
@@ -164,7 +129,7 @@ def _check_values(file: WeightFile, state: dict[str, Tensor], target: dict[str, 
             )
 
 
-def _explain(file: WeightFile, difference: _Comparison, model: nn.Module) -> str:
+def _explain(file: WeightFile, difference: Comparison, model: nn.Module) -> str:
     """Say why a file does not fit a model and what to do."""
     head = _head_of(model)
     if difference.only(*head) and head[0] in difference.reshaped:
@@ -175,36 +140,9 @@ def _explain(file: WeightFile, difference: _Comparison, model: nn.Module) -> str
             "fresh head), or load all but the head with strict=False"
         )
     lines = [f"{file.path} is of another architecture than this {type(model).__name__}:"]
-    lines += _differences(difference)
+    lines += difference.lines()
     lines.append(_advice(file))
     return "\n".join(lines)
-
-
-def _differences(difference: _Comparison, most: int = 4) -> list[str]:
-    reshaped = [
-        f"{key}: {tuple(theirs)} in the file, {tuple(ours)} in the model"
-        for key, (theirs, ours) in difference.reshaped.items()
-    ]
-    more = [f"and {len(reshaped) - most} more"] if len(reshaped) > most else []
-    groups = {
-        "the file lacks": _grouped(difference.missing, most),
-        "the model has no": _grouped(difference.unexpected, most),
-        "of another shape": [*reshaped[:most], *more],
-    }
-    counts = (len(difference.missing), len(difference.unexpected), len(reshaped))
-    return [
-        f"  {title} ({count} tensors): {'; '.join(entries)}"
-        for (title, entries), count in zip(groups.items(), counts, strict=True)
-        if entries
-    ]
-
-
-def _grouped(keys: Iterable[str], most: int) -> list[str]:
-    """Names that differ in a number alone become one, with their count."""
-    counts = Counter(re.sub(r"\.\d+\.", ".*.", key) for key in keys)
-    shown = [f"{name} x{n}" if n > 1 else name for name, n in counts.most_common(most)]
-    rest = sum(counts.values()) - sum(n for _, n in counts.most_common(most))
-    return [*shown, f"and {rest} more"] if rest else shown
 
 
 def _advice(file: WeightFile) -> str:
@@ -227,7 +165,7 @@ def _classes_in(file: WeightFile, variant: nn.Module, fitted: bool) -> int | Non
         state = _fitted(file, variant) if fitted else file.tensors
     except CheckpointError:
         return None
-    fits = _Comparison.of(state, variant.state_dict()).only(*head)
+    fits = Comparison.of(state, variant.state_dict()).only(*head)
     return len(state[head[0]]) if fits and head[0] in state else None
 
 
