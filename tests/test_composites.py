@@ -5,7 +5,7 @@ from helpers import OnePatch
 from torch import nn
 
 import vimlrp
-from vimlrp.attention_rules import AttnLRP, ConstantAttention
+from vimlrp.attention_rules import AttnLRP, ConstantAttention, ConstantGate
 from vimlrp.composites import COMPOSITES, RULES, Composite, parse_rule
 from vimlrp.errors import CompositeError
 from vimlrp.input_rules import Box, Flat
@@ -31,6 +31,8 @@ def test_default_is_the_papers_composite_for_vision_mamba():
         "batch_norm": Zero(),
         "scan": ConstantFactors(("A", "B", "C")),
         "attention": ConstantAttention(),
+        "excitation": ConstantGate(),
+        "pooling": Gradient(),
         "convolution": Gamma(0.25),
         "projection": Zero(),
         "head": Zero(),

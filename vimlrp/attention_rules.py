@@ -1,4 +1,4 @@
-"""The rules of attention: how relevance passes softmax(q k^T / sqrt(d)) v."""
+"""The rules of attention, over tokens and over channels."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,9 +10,9 @@ from vimlrp.rules import Rule
 from vimlrp.tracing import active, constant
 
 if TYPE_CHECKING:
-    from vimlrp.sites import Attention
+    from vimlrp.sites import Attention, Excitation
 
-__all__ = ["AttnLRP", "ConstantAttention"]
+__all__ = ["AttnLRP", "ConstantAttention", "ConstantGate"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class ConstantAttention(Rule):
 
     kinds = frozenset({"attention"})
 
-    def run(self, site: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def run(
+        self, site: "Attention", q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         """Attend with the gradient of the linear map from v to the output."""
-        return site.plain(constant(q), constant(k), v)
+        return site.plain(constant(q), constant(k), v, None if bias is None else bias.detach())
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,34 @@ class AttnLRP(Rule):
 
     kinds = frozenset({"attention"})
 
-    def run(self, site: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend, with the weights written out."""
-        scores = site.scores(_halved(q), _halved(k))
+    def run(
+        self, site: "Attention", q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """Attend, with the weights written out; a bias takes its share of the scores'."""
+        scores, trace = site.scores(_halved(q), _halved(k)), active()
+        if bias is not None:
+            scores = scores + bias.detach()
+            if trace is not None:
+                trace.absorb("bias: attention", scores, bias)
         weights = scores.softmax(-1)
-        trace = active()
         if trace is not None:
             trace.absorb("softmax", weights, _constant_term(scores.detach(), weights.detach()))
         return _halved(weights) @ _halved(v)
+
+
+@dataclass(frozen=True)
+class ConstantGate(Rule):
+    """The factors of a squeeze-and-excitation are constants: relevance stays in the channel.
+
+    They weigh channels as attention weighs tokens, so they are treated alike (Ali et al. 2022; the
+    "signal takes all" of Arras et al. 2017 for the gates of recurrent networks).
+    """
+
+    kinds = frozenset({"excitation"})
+
+    def run(self, site: "Excitation", x: Tensor) -> Tensor:
+        """Multiply by the constant factors."""
+        return site.scaled(x, constant(site.factor(x.detach())))
 
 
 def _constant_term(scores: Tensor, weights: Tensor) -> Tensor:

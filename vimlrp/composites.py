@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from vimlrp.attention_rules import AttnLRP, ConstantAttention
+from vimlrp.attention_rules import AttnLRP, ConstantAttention, ConstantGate
 from vimlrp.errors import CompositeError
 from vimlrp.input_rules import Box, Flat
 from vimlrp.rules import (
@@ -35,6 +35,7 @@ RULES: Mapping[str, type[Rule]] = MappingProxyType(
         "constant_normaliser": ConstantNormaliser,
         "constant_factors": ConstantFactors,
         "constant_attention": ConstantAttention,
+        "constant_gate": ConstantGate,
         "attnlrp": AttnLRP,
         "zero": Zero,
         "epsilon": Epsilon,
@@ -85,6 +86,8 @@ _GRADIENT: dict[str, Rule] = {
     "batch_norm": Zero(),
     "scan": Gradient(),
     "attention": Gradient(),
+    "excitation": Gradient(),
+    "pooling": Gradient(),
     "convolution": Zero(),
     "projection": Zero(),
     "head": Zero(),
@@ -99,6 +102,7 @@ _MAMBALRP: dict[str, Rule] = {
     "normalisation": ConstantNormaliser(),
     "scan": ConstantFactors(),
     "attention": ConstantAttention(),
+    "excitation": ConstantGate(),
     "convolution": Gamma(0.25),
     "patch_embedding": Gamma(0.25),
 }

@@ -56,7 +56,17 @@ class Gradient(Rule):
     """Gradient x input: the site's plain gradient, which conserves only where it is linear."""
 
     kinds = frozenset(
-        {"activation", "step", "gate", "normalisation", "scan", "attention", "residual"}
+        {
+            "activation",
+            "step",
+            "gate",
+            "normalisation",
+            "scan",
+            "attention",
+            "excitation",
+            "pooling",
+            "residual",
+        }
     )
 
     def run(self, site: Any, *args: Any) -> Any:

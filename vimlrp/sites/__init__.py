@@ -13,7 +13,7 @@ from vimlrp.sites.affine import (
     Linear,
     PatchEmbedding,
 )
-from vimlrp.sites.attention import Attention
+from vimlrp.sites.attention import Attention, Excitation
 from vimlrp.sites.base import SITE_KINDS, Site
 from vimlrp.sites.batchnorm import BatchNorm2d
 from vimlrp.sites.elementwise import Activation, Gate, Residual
@@ -30,6 +30,7 @@ __all__ = [
     "CausalConv1d",
     "CentredConv1d",
     "Conv2d",
+    "Excitation",
     "Gate",
     "LayerNorm",
     "Linear",

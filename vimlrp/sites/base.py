@@ -16,6 +16,8 @@ SITE_KINDS = {
     "batch_norm": "batch normalisation by the statistics of training",
     "scan": "selective scan",
     "attention": "scaled dot-product attention",
+    "excitation": "product with factors computed from the whole map",
+    "pooling": "maximum over a window",
     "convolution": "convolution inside the network",
     "projection": "linear layer inside the network",
     "head": "linear classifier",

@@ -1,0 +1,109 @@
+"""Foreign models with sites in place of the parts that need rules.
+
+`wrap` reads a model and changes nothing about it; what it returns shares the parameters.
+"""
+
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from vimlrp.errors import UnsupportedModelError
+from vimlrp.sites import AffineSite, Site
+from vimlrp.wrapping import activations, affine, official
+from vimlrp.wrapping.affine import Convolution
+from vimlrp.wrapping.cloning import Table, clone, structure
+
+__all__ = ["wrap"]
+
+_TABLE: Table = {**affine.TABLE, **activations.TABLE}
+
+_lock = Lock()
+_wrapped: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """Build the counterpart of a foreign model whose relevance has rules everywhere.
+
+    The model is only read. Its counterpart shares the parameters and buffers, so it follows when
+    the model is trained on, and is kept until modules of the model change. `vimlrp.explain` wraps
+    by itself.
+
+    Args:
+        model: A classifier of timm's (families in `vimlrp.guard.SUPPORTED_FAMILIES`), an instance
+            of an official Vision Mamba class, or a model made of layers of those.
+
+    Returns:
+        The counterpart, with the same logits; the model itself if it is built from sites.
+
+    Raises:
+        UnsupportedModelError: If the model is compiled or spread over devices by a wrapper. What
+            has no rule inside a model is refused when it is explained.
+
+    Example:
+        >>> model = timm.create_model("resnet18")  # doctest: +SKIP
+        >>> print(vimlrp.wrap(model))  # where rules act  # doctest: +SKIP
+    """
+    _check_bare(model)
+    if any(isinstance(module, Site) for module in model.modules()):
+        return model
+    state = structure(model)
+    with _lock:
+        known = _wrapped.get(model)
+        if known is not None and known[0] == state:
+            return known[1]
+        rebuilt = official.rebuild(model)
+        new = _site_model(model) if rebuilt is None else rebuilt
+        if state is not None:
+            _wrapped[model] = state, new
+    return new
+
+
+def _check_bare(model: nn.Module) -> None:
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(
+            "the model is compiled, and rules cannot act inside compiled code: give "
+            "model._orig_mod, the model before torch.compile"
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UnsupportedModelError(
+            f"the model is inside a {type(model).__name__}: give model.module, the model itself"
+        )
+
+
+def _site_model(model: nn.Module) -> nn.Module:
+    new, clones = clone(model, _TABLE)
+    first = _first_layer(new)
+    if first is not None:
+        first.kind, first.cells = "patch_embedding", _cells(model, first)
+    for head in _heads(model):
+        site = clones.get(id(head))
+        if isinstance(site, AffineSite):
+            site.kind = "head"
+    return new
+
+
+def _first_layer(model: nn.Module) -> Convolution | None:
+    """The layer on pixels: where timm's configuration says, else the first convolution."""
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    modules = dict(model.named_modules())
+    named = modules.get(str(config.get("first_conv")))
+    if isinstance(named, Convolution):
+        return named
+    return next((m for m in modules.values() if isinstance(m, Convolution)), None)
+
+
+def _cells(model: nn.Module, first: Convolution) -> int:
+    """How many outputs of the first layer lie along a side of a cell of the first map."""
+    features: Any = getattr(model, "feature_info", None) or []
+    sides = [info["reduction"] for info in features if isinstance(info, dict)]
+    coarse = min((side for side in sides if side >= 4), default=0)  # 2 is inside a stem
+    return max(1, coarse // int(first.stride[0]))
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    get: Any = getattr(model, "get_classifier", None)
+    heads = [] if get is None else get()
+    heads = heads if isinstance(heads, tuple | list) else [heads]
+    return [module for head in heads if isinstance(head, nn.Module) for module in head.modules()]
