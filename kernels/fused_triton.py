@@ -163,7 +163,6 @@ def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _launch(
         step_kernel, _tiles(rows, sizes), low, weight, bias.contiguous(), dt,
         low.stride(), weight.stride(), dt.stride(), length, rank, channels, K=directions, WIDE=wide,
-        PRECISE=dt.dtype == torch.float32,
         BLOCK_R=max(16, min(64, triton.next_power_of_2(rank))), **sizes,
     )  # fmt: skip
     return dt

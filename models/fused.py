@@ -5,6 +5,7 @@ in the convolution, any shares at the gate), the whole relevance pass of a block
 form; what it needs is kept, and what is cheaper to compute again than to keep is not.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from vimlrp.tracing import Absorption, Trace, active
 if TYPE_CHECKING:
     from vimlrp.models.vim import Block
 
-__all__ = ["Plan", "plan_of", "run"]
+__all__ = ["Plan", "plans_of", "run"]
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,28 @@ _SMALL = 8 * 200 * 384
 _REVERSE = _ORDER.reverse
 
 
-def plan_of(block: "Block") -> Plan | None:
-    """The plan by which a block can run as one operation, or None if it has to run by its sites.
+def plans_of(blocks: Sequence["Block"]) -> list[Plan | None]:
+    """The plans by which blocks can run as one operation each.
 
     Args:
-        block: Of a Vim, inside an explanation or not.
+        blocks: Of a Vim, inside an explanation or not.
+
+    Returns:
+        One for each block; None for a block that has to run by its sites.
     """
     trace = active()
-    if trace is None or not trace.fuse or trace.watcher is not None or _is_watched(block):
-        return None
-    if torch.is_autocast_enabled(block.norm.weight.device.type):
-        return None
-    numbers = _numbers(block, trace)
-    return None if numbers is None else _gather(block, *numbers)
+    shapes = {(b.mixer.A_log.shape, b.mixer.rank, b.mixer.conv1d.weight.shape) for b in blocks}
+    if trace is None or not trace.fuse or trace.watcher is not None or len(shapes) != 1:
+        return [None] * len(blocks)
+    if torch.is_autocast_enabled(blocks[0].norm.weight.device.type):
+        return [None] * len(blocks)
+    numbers = [None if _is_watched(block) else _numbers(block, trace) for block in blocks]
+    chosen = [block for block, found in zip(blocks, numbers, strict=True) if found is not None]
+    constants = iter(_constants(chosen))
+    return [
+        None if found is None else _plan(block, next(constants), *found)
+        for block, found in zip(blocks, numbers, strict=True)
+    ]
 
 
 def run(
@@ -139,37 +149,61 @@ def _numbers(block: "Block", trace: Trace) -> tuple[float, tuple[float, float]] 
     return conv.gamma if isinstance(conv, Gamma) else 0.0, (gate.signal, gate.gate)
 
 
-def _gather(block: "Block", gamma: float, share: tuple[float, float]) -> Plan:
+@dataclass(frozen=True)
+class _Constants:
+    """The parameters of both directions of a block; `Plan` says which."""
+
+    conv: tuple[Tensor, Tensor]
+    x_proj: Tensor
+    dt_proj: tuple[Tensor, Tensor]
+    A: Tensor
+    D: Tensor
+
+
+def _constants(blocks: Sequence["Block"]) -> Iterator[_Constants]:
+    """Gather them for all blocks at once: on a GPU each gathering is a launch."""
+    mixers = [block.mixer for block in blocks]
+    if not mixers:
+        return
+    taps = _both(mixers, lambda m: (m.conv1d.weight, m.conv1d_b.weight))[:, :, :, 0]
+    shifts = _both(mixers, lambda m: (m.conv1d.bias, m.conv1d_b.bias))
+    x_proj = _both(mixers, lambda m: (m.x_proj.weight, m.x_proj_b.weight))
+    # Neighbouring channels side by side in memory, as the kernels load them.
+    steps = _both(mixers, lambda m: (m.dt_proj.weight.t(), m.dt_proj_b.weight.t())).mT
+    biases = _both(mixers, lambda m: (m.dt_proj.bias, m.dt_proj_b.bias))
+    rates = -torch.exp(_both(mixers, lambda m: (m.A_log.t(), m.A_b_log.t()))).mT
+    skips = _both(mixers, lambda m: (m.D, m.D_b))
+    for i in range(len(mixers)):
+        yield _Constants((taps[i], shifts[i]), x_proj[i], (steps[i], biases[i]), rates[i], skips[i])
+
+
+def _both(
+    mixers: Sequence[BidirectionalMixer],
+    parameters: Callable[[BidirectionalMixer], tuple[Tensor | None, Tensor | None]],
+) -> Tensor:
+    """A parameter of both directions of all blocks, (M, 2, ...)."""
+    pairs = [parameters(mixer) for mixer in mixers]
+    values = [value.detach() for pair in pairs for value in pair if value is not None]
+    return torch.stack(values).unflatten(0, (len(mixers), 2))
+
+
+def _plan(block: "Block", both: _Constants, gamma: float, share: tuple[float, float]) -> Plan:
     mixer: BidirectionalMixer = block.mixer
-    first, second = mixer.conv1d, mixer.conv1d_b
     return Plan(
         norm=block.norm.weight.detach(),
         eps=block.norm.eps,
         in_proj=mixer.in_proj.weight.detach(),
-        conv=(_both(first.weight, second.weight)[:, :, 0], _both(first.bias, second.bias)),
-        x_proj=_both(mixer.x_proj.weight, mixer.x_proj_b.weight),
+        conv=both.conv,
+        x_proj=both.x_proj,
         sizes=(mixer.rank, mixer.d_state, mixer.d_state),
-        dt_proj=(
-            _by_channel(mixer.dt_proj.weight, mixer.dt_proj_b.weight),
-            _both(mixer.dt_proj.bias, mixer.dt_proj_b.bias),
-        ),
-        A=-torch.exp(_by_channel(mixer.A_log, mixer.A_b_log)),
-        D=_both(mixer.D, mixer.D_b),
+        dt_proj=both.dt_proj,
+        A=both.A,
+        D=both.D,
         out_proj=mixer.out_proj.weight.detach(),
         scale=0.5 if mixer.divide_out else 1.0,
         gamma=gamma,
         share=share,
     )
-
-
-def _both(first: Tensor, second: Tensor) -> Tensor:
-    """A parameter of both directions, (2, ...)."""
-    return torch.stack([first.detach(), second.detach()])
-
-
-def _by_channel(first: Tensor, second: Tensor) -> Tensor:
-    """A parameter of both directions, (2, E, n), neighbouring channels side by side in memory."""
-    return _both(first.t(), second.t()).transpose(1, 2)
 
 
 def _recomputes(hidden: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vimlrp.errors import InputError
 from vimlrp.models.builder import build, note_weights, vision_cfg
-from vimlrp.models.fused import plan_of, run
+from vimlrp.models.fused import Plan, plans_of, run
 from vimlrp.models.labels import IMAGENETTE
 from vimlrp.models.mixer import BidirectionalMixer
 from vimlrp.models.position import resample_position
@@ -78,9 +78,13 @@ class Block(nn.Module):
         self.norm = RMSNorm(dim, eps)
         self.mixer = BidirectionalMixer(dim, **mixer)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Take branch and stream, (B, L, D) each; the first block has no stream yet."""
-        plan = plan_of(self)
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, plan: Plan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take branch and stream, (B, L, D) each; the first block has no stream yet.
+
+        With a plan the block runs as one operation.
+        """
         if plan is not None:
             return run(plan, self, hidden, residual)
         residual = self.join(hidden, residual)
@@ -168,11 +172,13 @@ class VisionMamba(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to the normalised sequence (B, L, D), class tokens in their places."""
         hidden, residual = self.embed(x), None
-        for layer in self.layers:
+        for layer, plan in zip(self.layers, plans_of(self.layers), strict=True):
             if self.grad_checkpointing and self.training:
                 hidden, residual = checkpoint(layer, hidden, residual, use_reentrant=False)
-            else:
+            elif plan is None:
                 hidden, residual = layer(hidden, residual)
+            else:
+                hidden, residual = layer(hidden, residual, plan)
         return self.norm_f(self.residual(residual, self.drop_path(hidden)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ state and with a batch of the same shape, is recorded once and then replayed in 
 reads the weights as they are; whatever else could change the pass is compared before.
 """
 
+import logging
 import operator
 import os
 from collections import OrderedDict
@@ -29,6 +30,8 @@ VARIABLE = "VIMLRP_GRAPHS"
 # Graphs of one explainer, and the share of a GPU's memory that they may hold together.
 _MOST, _SHARE = 4, 1 / 8
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_log = logging.getLogger(__name__)
 
 State = tuple[list[object], list[int]]
 
@@ -141,8 +144,9 @@ class Replays:
         before = torch.cuda.memory_reserved(x.device)
         try:
             graph = _record(model, x, composite, goals, pool)
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError) as error:
             # What cannot be recorded runs as ever, and any fault of its own shows there.
+            _log.debug("a pass could not be recorded as a CUDA graph: %s", error)
             self._unfit.add(key)
             return None
             self._pools[x.device] = graph.graph.pool()

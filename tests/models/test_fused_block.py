@@ -201,6 +201,16 @@ def test_plain_passes_are_never_fused(vim, monkeypatch, runs):
     assert runs == []
 
 
+def test_blocks_of_several_shapes_run_by_their_sites(monkeypatch, runs):
+    monkeypatch.setenv(FUSE_VARIABLE, "1")
+    model, wider = small_vim(), small_vim(d_state=4)
+    model.layers[1] = wider.layers[1]
+    fused_ = vimlrp.explain(model, images(1), target=1)
+    monkeypatch.setenv(FUSE_VARIABLE, "0")
+    assert relative_error(fused_.pixels, vimlrp.explain(model, images(1), target=1).pixels) < 1e-12
+    assert runs == []
+
+
 def test_autocast_runs_by_sites(monkeypatch, runs):
     monkeypatch.setenv(FUSE_VARIABLE, "1")
     model = small_vim(dtype=torch.float32)
