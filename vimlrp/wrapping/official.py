@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from vimlrp.engine import check_eager
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.inputs import device_and_dtype
 from vimlrp.models import MambaVision, VisionMamba, VMamba
@@ -94,46 +94,57 @@ def rebuild(model: nn.Module) -> nn.Module | None:
 
     Returns:
         A model in evaluation mode with the original's own parameters and buffers, so that later
-        training of the original in place is seen. Of VMamba's standalone file two tensors a block
-        are seen in another shape, so that after moving it to another device or type it has to be
-        rebuilt.
+        training of the original is seen. It is kept until the original's options change or its
+        tensors are replaced or moved.
 
     Raises:
-        UnsupportedModelError: If the model is wrapped or compiled, has an option that vimlrp does
+        UnsupportedModelError: If the model is inside another, has an option that vimlrp does
             not know, or gives other logits than the rebuilt one.
     """
     _check_bare(model)
     family = _family_of(model)
     if family is None:
         return None
-    options = _configuration(model, family)
+    options, tensors = _configuration(model, family), _tensors(model)
+    # The numbers of a tensor may change, but not where they lie.
+    key = options, {name: (x.data_ptr(), x.dtype, x.device) for name, x in tensors.items()}
+    known = _rebuilt.get(model)
+    if known is not None and known[0] == key:
+        return known[1]
+    ours = _build(model, family, options, tensors)
+    _rebuilt[model] = key, ours
+    return ours
+
+
+_rebuilt: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
+
+
+def _build(
+    model: nn.Module, family: _Family, options: dict[str, Any], tensors: dict[str, Tensor]
+) -> nn.Module:
     with torch.device("meta"):
         ours = family.model(**options)
-    _share(model, ours, family)
+    _share(ours, family.fit(tensors, ours), family)
     _check_eps(model, ours)
     _copy_preprocessing(model, ours)
     _check_logits(model, ours.eval(), options)
     return ours
 
 
-def _check_bare(model: nn.Module) -> None:
-    check_eager(model)
-    attribute = _WRAPPERS.get(type(model).__name__)
-    if attribute is not None and isinstance(getattr(model, attribute, None), nn.Module):
-        raise UnsupportedModelError(
-            f"a {type(model).__name__} around a model cannot be explained: give the model itself, "
-            f"model.{attribute}"
-        )
-
-
-_WRAPPERS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
+_INSIDE = {
     "FullyShardedDataParallel": "module",
     "MambaVisionModel": "model",
     "MambaVisionModelForImageClassification": "model",
 }
 """Classes around a model, the last two from Hugging Face, and where the model is."""
+
+
+def _check_bare(model: nn.Module) -> None:
+    place = _INSIDE.get(type(model).__name__)
+    if place is not None and isinstance(getattr(model, place, None), nn.Module):
+        raise UnsupportedModelError(
+            f"the model is inside a {type(model).__name__}: give model.{place}, the model itself"
+        )
 
 
 def _family_of(model: nn.Module) -> _Family | None:
@@ -162,15 +173,14 @@ def _configuration(model: nn.Module, family: _Family) -> dict[str, Any]:
     return options
 
 
-def _share(model: nn.Module, ours: nn.Module, family: _Family) -> None:
+def _share(ours: nn.Module, tensors: dict[str, Tensor], family: _Family) -> None:
     """Put the original's own parameters and buffers into our model, all of them or none."""
-    tensors = family.fit(_tensors(model), ours)
     difference = Comparison.of(tensors, ours.state_dict())
     if difference:
         lines = difference.lines(theirs="the original")
         raise UnsupportedModelError(
-            f"this {type(model).__name__} is not built as those that {family.source} has "
-            "published, so there are no rules for it in vimlrp:\n" + "\n".join(lines)
+            f"this model is not built as those that {family.source} has published, so there are no "
+            "rules for it in vimlrp:\n" + "\n".join(lines)
         )
     for name, tensor in tensors.items():
         place, _, leaf = name.rpartition(".")

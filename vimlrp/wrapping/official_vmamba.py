@@ -58,7 +58,7 @@ def unsupported(model: Any) -> Iterator[str]:
         yield f"a {type(model.classifier.head).__name__} in the place of the linear classifier"
     if not isinstance(model.classifier.norm, nn.LayerNorm):
         yield f"{type(model.classifier.norm).__name__} as its norm (norm_layer; LN is known)"
-    if not any(isinstance(part, nn.LayerNorm) for part in model.patch_embed):
+    elif not any(isinstance(part, nn.LayerNorm) for part in model.patch_embed):
         yield "a stem without norms (patch_norm=False)"
     blocks = [block for layer in model.layers for block in layer.blocks]
     faults = list(dict.fromkeys(text for block in blocks for text in _of_block(block)))
@@ -115,7 +115,8 @@ def _of_forward_type(op: Any) -> Iterator[str]:
     if op.disable_z_act and not op.disable_z:
         yield "a gate without activation (forward_type with _nozact)"
     if not isinstance(op.out_norm, nn.LayerNorm):
-        yield f"a {type(op.out_norm).__name__} after the scans (forward_type with _on...)"
+        kind = type(op.out_norm).__name__
+        yield f"{kind} in the place of LayerNorm after the scans (forward_type with _on...)"
     mode = getattr(op.forward_core, "keywords", {}).get("scan_mode", "cross2d")
     if mode not in _CROSS:
         yield f"routes of the kind {mode!r} (forward_type v051d to v052d3; cross2d is known)"
