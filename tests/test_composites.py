@@ -220,7 +220,7 @@ def test_a_model_without_sites_gets_no_rules():
 
 def test_every_rule_can_be_named():
     public = {Gradient, Identity, Share, ConstantNormaliser, ConstantFactors, Zero, Epsilon, Gamma}
-    public |= {ConstantAttention, AttnLRP}
+    public |= {ConstantAttention, AttnLRP, ConstantGate}
     assert set(RULES.values()) == public | {Flat, Box}
     assert vimlrp.COMPOSITES is COMPOSITES
 

@@ -35,8 +35,9 @@ class Account:
         """
         parts = {"pixels": pixels}
         for absorption in absorptions:
-            known = parts.get(absorption.kind, torch.zeros_like(absorption.share))
-            parts[absorption.kind] = known + absorption.share
+            # Windows of a map may have been run as samples of their own.
+            share = absorption.share.view(len(target), -1).sum(1)
+            parts[absorption.kind] = parts.get(absorption.kind, torch.zeros_like(share)) + share
         first = [kind for kind in ("pixels", "class token", "position embedding") if kind in parts]
         order = first + sorted(set(parts) - set(first))
         return cls(target.detach(), {kind: parts[kind] for kind in order})

@@ -33,7 +33,7 @@ SUPPORTED_FAMILIES = ("vim", "vmamba", "mambavision")
 _LINEAR = frozenset(
     """_adaptive_avg_pool2d _reshape_alias _to_copy _unsafe_view adaptive_avg_pool2d add alias
     as_strided avg_pool1d avg_pool2d cat clone constant_pad_nd contiguous cumsum diagonal expand
-    flatten flip im2col mean movedim narrow neg permute pixel_shuffle pixel_unshuffle repeat reshape
+    flatten flip im2col mean movedim narrow neg permute pixel_shuffle pixel_unshuffle reflection_pad2d repeat reshape
     roll rot90 rsub select slice split split_with_sizes squeeze stack sub sum swapaxes t to
     transpose unbind unfold unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d
     upsample_nearest2d view view_as""".split()  # noqa: SIM905

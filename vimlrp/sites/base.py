@@ -17,7 +17,7 @@ SITE_KINDS = {
     "scan": "selective scan",
     "attention": "scaled dot-product attention",
     "excitation": "product with factors computed from the whole map",
-    "pooling": "maximum over a window",
+    "pooling": "maximum or mean over a window",
     "convolution": "convolution inside the network",
     "projection": "linear layer inside the network",
     "head": "linear classifier",

@@ -11,13 +11,28 @@ from torch import nn
 
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.sites import AffineSite, Site
-from vimlrp.wrapping import activations, affine, official
+from vimlrp.wrapping import (
+    activations,
+    affine,
+    convolutional,
+    gates,
+    norms,
+    official,
+    transformers,
+)
 from vimlrp.wrapping.affine import Convolution
 from vimlrp.wrapping.cloning import Table, clone, structure
 
 __all__ = ["wrap"]
 
-_TABLE: Table = {**affine.TABLE, **activations.TABLE}
+_TABLE: Table = {
+    **affine.TABLE,
+    **activations.TABLE,
+    **norms.TABLE,
+    **gates.TABLE,
+    **convolutional.TABLE,
+    **transformers.TABLE,
+}
 
 _lock = Lock()
 _wrapped: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
