@@ -49,7 +49,7 @@ def unsupported(model: Any) -> Iterator[str]:
     Args:
         model: An instance of the official class.
     """
-    if not hasattr(model, "classifier"):
+    if hasattr(model, "out_indices"):
         yield "maps of several stages instead of a classifier (Backbone_VSSM)"
         return
     if model.pos_embed is not None:
