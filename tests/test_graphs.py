@@ -15,7 +15,8 @@ from vimlrp import graphs
 from vimlrp.composites import Composite
 from vimlrp.engine import FUSE_VARIABLE, Request, explained, explaining
 from vimlrp.errors import InputError, TargetError
-from vimlrp.graphs import Replays, _same, _state
+from vimlrp.graphs import Replays
+from vimlrp.model_state import ModelState
 from vimlrp.targets import Indices
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
@@ -59,34 +60,44 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_state_of_a_model_changes_with(change):
     model = small_vim(dtype=torch.float32)
-    before = _state(model)
-    assert _same(before, _state(model))
+    before = ModelState.of(model)
+    assert before.same(ModelState.of(model))
     CHANGES[change](model)
-    assert not _same(before, _state(model))
+    assert not before.same(ModelState.of(model))
+
+
+def test_moved_weights_are_noticed_before_anything_reads_them():
+    model = small_vim(dtype=torch.float32)
+    state = ModelState.of(model)
+    model.head = copy.deepcopy(model.head)
+    assert state.is_in_place()  # the former weights are kept
+    model.norm_f.weight.data = model.norm_f.weight.detach().clone()
+    assert not state.is_in_place()
 
 
 def test_the_state_is_not_that_of_the_weights_values():
     model = small_vim(dtype=torch.float32)
-    before = _state(model)
+    before = ModelState.of(model)
     with torch.no_grad():
         model.head.weight.mul_(2)
-    assert _same(before, _state(model))
+    assert before.same(ModelState.of(model))
 
 
 def test_the_state_changes_with_the_code_of_a_class(monkeypatch):
     model = small_vim(dtype=torch.float32)
-    before = _state(model)
+    before = ModelState.of(model)
     monkeypatch.setattr(type(model), "forward", lambda self, x: x)
-    assert not _same(before, _state(model))
+    assert not before.same(ModelState.of(model))
 
 
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
 def test_a_model_with_hooks_has_no_state_to_replay(hook):
     model = small_vim(dtype=torch.float32)
     handle = getattr(model.layers[0], hook)(lambda *_: None)
-    assert _state(model) is None
+    assert ModelState.of(model) is None
+    assert not ModelState.of(small_vim()).same(None)
     handle.remove()
-    assert _state(model) is not None
+    assert ModelState.of(model) is not None
 
 
 class NoWaiting(TorchDispatchMode):

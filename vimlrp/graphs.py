@@ -7,7 +7,6 @@ reads the weights as they are; whatever else could change the pass is compared b
 """
 
 import logging
-import operator
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from vimlrp.composites import Composite
 from vimlrp.engine import Request, Result, check_finite, explained, explaining, propagate
 from vimlrp.errors import InputError
+from vimlrp.model_state import ModelState
 from vimlrp.targets import Indices, indices
 
 __all__ = ["VARIABLE", "Replays"]
@@ -29,32 +29,38 @@ VARIABLE = "VIMLRP_GRAPHS"
 
 # Graphs of one explainer, and the share of a GPU's memory that they may hold together.
 _MOST, _SHARE = 4, 1 / 8
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _log = logging.getLogger(__name__)
-
-State = tuple[list[object], list[int]]
 
 
 @dataclass
 class _Graph:
-    """A recorded pass: its graph, where its inputs go and where its results lie."""
+    """A recorded pass: its graph, the model as it was, and where inputs and results lie."""
 
     graph: Any
+    state: ModelState
     x: Tensor
     target: Tensor | None
     contrast: Tensor | None
     finite: Tensor
     result: Result
 
-    def replay(self, x: Tensor, target: Tensor | None, contrast: Tensor | None) -> Result:
-        """Run it on other inputs; the results are copies, which the next replay leaves alone."""
+    def replay(self, x: Tensor, goals: "_Goals") -> tuple[Result, Tensor]:
+        """Run it on other inputs.
+
+        Returns:
+            Copies of the results, which the next replay leaves alone, and whether the logits are
+            finite.
+        """
         self.x.copy_(x)
-        for place, given in ((self.target, target), (self.contrast, contrast)):
+        for place, given in zip((self.target, self.contrast), goals, strict=True):
             if place is not None and given is not None:
                 place.copy_(given)
         self.graph.replay()
-        return self.result.clone()
+        return self.result.clone(), self.finite.clone()
+
+
+_Goals = tuple[Tensor | None, Tensor | None]
 
 
 class Replays:
@@ -68,7 +74,7 @@ class Replays:
         self.enabled = _wish() if enabled is None else enabled
         self._lock = Lock()
         self._graphs: OrderedDict[object, _Graph] = OrderedDict()
-        self._seen: OrderedDict[object, tuple[State, int]] = OrderedDict()
+        self._seen: OrderedDict[object, ModelState] = OrderedDict()
         self._unfit: set[object] = set()
         self._pools: dict[torch.device, Any] = {}
         self._done: dict[torch.device, torch.cuda.Event] = {}
@@ -83,92 +89,100 @@ class Replays:
         key = _key(x, composite, request) if self.enabled else None
         if key is None or key in self._unfit:
             return propagate(model, x, composite, request)
-        state = _state(model)
-        if state is None:  # somebody listens, whom a replay would not call
-            return propagate(model, x, composite, request)
-        result = self._replayed(key, state, model, x, composite, request)
-        if result is None:
+        state: ModelState | None = None
+        with self._lock, torch.cuda.device(x.device), torch.inference_mode(False):
+            found = self._replayed(key, model, x, request)
+            if found is None:
+                state = ModelState.of(model)
+                if state is not None and state.same(self._seen.get(key)):
+                    self._record(key, state, model, x, composite, request)
+                    found = self._replayed(key, model, x, request)
+        if found is None:
             result = propagate(model, x, composite, request)
-            self._note(key, state, result.logits.shape[1])
+            self._note(key, state)
+            return result
+        result, finite = found
+        check_finite(finite)
         return result
 
-    def _note(self, key: object, state: State, classes: int) -> None:
+    def _note(self, key: object, state: ModelState | None) -> None:
         """Remember an ordinary pass: the next one like it is recorded."""
+        if state is None:  # somebody listens, whom a replay would not call
+            return
         with self._lock:
-            self._seen[key] = state, classes
+            self._seen[key] = state
             self._seen.move_to_end(key)
             while len(self._seen) > _MOST:
                 self._seen.popitem(last=False)
 
     def _replayed(
-        self,
-        key: object,
-        state: State,
-        model: nn.Module,
-        x: Tensor,
-        composite: Composite,
-        request: Request,
-    ) -> Result | None:
-        with self._lock, torch.cuda.device(x.device), torch.inference_mode(False):
-            seen, classes = self._seen.get(key, (([], []), 0))
-            if not _same(seen, state):
-                self._graphs.pop(key, None)
-                return None
-            target, contrast = (
-                indices(goal, request.names, len(x), classes, x.device)
-                for goal in (request.target, request.contrast)
-            )
-            stream = torch.cuda.current_stream()
-            if x.device in self._done:  # the graphs of a device share memory
-                stream.wait_event(self._done[x.device])
-            graph = self._graphs.get(key)
-            if graph is None:
-                graph = self._record(key, model, x, composite, (target, contrast))
-            if graph is None:
-                return None
-            self._graphs.move_to_end(key)
-            result, finite = graph.replay(x, target, contrast), graph.finite.clone()
-            self._done.setdefault(x.device, torch.cuda.Event()).record(stream)
-        check_finite(finite)
-        return result
+        self, key: object, model: nn.Module, x: Tensor, request: Request
+    ) -> tuple[Result, Tensor] | None:
+        graph = self._graphs.get(key)
+        # A graph whose weights have moved may read memory that is no longer theirs.
+        if graph is None or not graph.state.is_in_place():
+            self._graphs.pop(key, None)
+            return None
+        goals = _goals(request, x, graph.result.logits.shape[1])
+        stream = torch.cuda.current_stream()
+        if x.device in self._done:  # the graphs of a device share memory
+            stream.wait_event(self._done[x.device])
+        found = graph.replay(x, goals)
+        self._done.setdefault(x.device, torch.cuda.Event()).record(stream)
+        # Compared while the GPU is at work: what it finds counts if the model is as it was.
+        if not graph.state.same(ModelState.of(model)):
+            del self._graphs[key]
+            return None
+        self._graphs.move_to_end(key)
+        return found
 
     def _record(
         self,
         key: object,
+        state: ModelState,
         model: nn.Module,
         x: Tensor,
         composite: Composite,
-        goals: tuple[Tensor | None, Tensor | None],
-    ) -> _Graph | None:
-        pool = self._pools.get(x.device)
+        request: Request,
+    ) -> None:
         before = torch.cuda.memory_reserved(x.device)
         try:
-            graph = _record(model, x, composite, goals, pool)
+            graph = _record(state, model, x, composite, request, self._pools.get(x.device))
         except (RuntimeError, NotImplementedError) as error:
             # What cannot be recorded runs as ever, and any fault of its own shows there.
             _log.debug("a pass could not be recorded as a CUDA graph: %s", error)
             self._unfit.add(key)
-            return None
-            self._pools[x.device] = graph.graph.pool()
+            return
+        self._pools[x.device] = graph.graph.pool()
         grown = torch.cuda.memory_reserved(x.device) - before
         if grown > _SHARE * torch.cuda.get_device_properties(x.device).total_memory:
             self._unfit.add(key)
-            return None
+            return
         self._graphs[key] = graph
         while len(self._graphs) > _MOST:
             self._graphs.popitem(last=False)
-        return graph
+
+
+def _goals(request: Request, x: Tensor, classes: int) -> _Goals:
+    """Indices of the target and the contrast, (B,) each, or None."""
+    place = (request.names, len(x), classes, x.device)
+    return indices(request.target, *place), indices(request.contrast, *place)
 
 
 def _record(
+    state: ModelState,
     model: nn.Module,
     x: Tensor,
     composite: Composite,
-    goals: tuple[Tensor | None, Tensor | None],
+    request: Request,
     pool: Any,
 ) -> _Graph:
     x = x.detach().clone()
-    target, contrast = (None if goal is None else goal.clone() for goal in goals)
+    # Class 0 to begin with: every replay writes its own.
+    target, contrast = (
+        None if goal is None else torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        for goal in (request.target, request.contrast)
+    )
     request = Request(
         target=None if target is None else Indices(target),
         contrast=None if contrast is None else Indices(contrast),
@@ -182,7 +196,7 @@ def _record(
         result = explained(
             model, x, trace, request, lambda logits: finite.append(logits.isfinite().all())
         )
-    return _Graph(graph, x, target, contrast, finite[0], result)
+    return _Graph(graph, state, x, target, contrast, finite[0], result)
 
 
 def _wish() -> bool:
@@ -227,35 +241,3 @@ def _circumstances() -> tuple[object, ...]:
         torch.are_deterministic_algorithms_enabled(),
         *(os.environ.get(f"VIMLRP_{name}") for name in ("BACKEND", "FUSED")),
     )
-
-
-def _state(model: nn.Module) -> State | None:
-    """All that a pass through a model can depend on but the values of its weights.
-
-    Every attribute of every module and the code of every forward, to be compared by identity, and
-    the place of every parameter and buffer in memory; None if a module has hooks.
-    """
-    objects: list[object] = []
-    places: list[int] = []
-    kinds: dict[type[nn.Module], None] = {}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        own = module.__dict__
-        if any(own.get(hooks) for hooks in _HOOKS):
-            return None
-        kinds[type(module)] = None
-        objects.extend(own.values())
-        tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
-        objects.extend(tensors)
-        objects.extend(x.dtype for x in tensors if x is not None)
-        places.extend(x.data_ptr() for x in tensors if x is not None)
-        waiting.extend(child for child in own["_modules"].values() if child is not None)
-    objects.extend(kind.forward for kind in kinds)
-    return objects, places
-
-
-def _same(one: State, other: State) -> bool:
-    (objects, places), (others, elsewhere) = one, other
-    alike = len(objects) == len(others) and all(map(operator.is_, objects, others))
-    return alike and places == elsewhere
