@@ -140,13 +140,28 @@ def test_an_unknown_model_lists_the_known_ones(photo: Path) -> None:
 def test_a_model_without_sites_is_refused_by_name_of_its_module(
     photo: Path, tmp_path: Path
 ) -> None:
+    model = timm.create_model("edgenext_xx_small")
+    path = tmp_path / "edgenext.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
+    result = run("explain", photo, "--model", "edgenext_xx_small", "--checkpoint", path)
+    assert result.exit_code == 2
+    assert "xca (CrossCovarianceAttn" in result.output
+    assert "vim" in result.output
+    assert "resnet" in result.output
+
+
+def test_a_model_of_timm_is_explained(photo: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = timm.create_model("test_resnet")
     path = tmp_path / "resnet.safetensors"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
-    result = run("explain", photo, "--model", "test_resnet", "--checkpoint", path)
-    assert result.exit_code == 2
-    assert "conv1.1 (BatchNorm2d" in result.output
-    assert "vim" in result.output
+    out = tmp_path / "out"
+    arguments = ("--model", "test_resnet", "--checkpoint", path, "--out", out)
+    result = run("explain", photo, *arguments)
+    assert result.exit_code == 0, result.output
+    relevance = Relevance.load(out / "photo")
+    assert relevance.model.startswith("test_resnet")
+    assert (relevance.account.residue / relevance.account.target).abs().max() < 1e-4
 
 
 def test_rules_can_be_changed(checkpoint: Path, photo: Path, tmp_path: Path) -> None:

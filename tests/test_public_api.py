@@ -53,6 +53,7 @@ def test_public_names():
         "check_conservation",
         "explain",
         "load_checkpoint",
+        "wrap",
     ]
     assert all(hasattr(vimlrp, name) for name in vimlrp.__all__)
 
@@ -80,6 +81,7 @@ SIGNATURES = {
         {"target": None, "contrast": None, "composite": "mambalrp", "tolerance": 1e-3},
     ),
     "load_checkpoint": (["model", "path"], {"weights": "auto", "strict": True}),
+    "wrap": (["model"], {}),
     "Relevance.save": (["self", "folder"], {"overwrite": False}),
     "Relevance.load": (["folder"], {}),
 }

@@ -9,6 +9,7 @@ from vimlrp.errors import VimLRPError
 from vimlrp.explainer import Explainer, explain
 from vimlrp.models.checkpoint import load_checkpoint
 from vimlrp.relevance import Relevance
+from vimlrp.wrapping import wrap
 
 __all__ = [
     "COMPOSITES",
@@ -20,4 +21,5 @@ __all__ = [
     "check_conservation",
     "explain",
     "load_checkpoint",
+    "wrap",
 ]

@@ -18,6 +18,7 @@ from vimlrp.models import class_names
 from vimlrp.rules import Rule
 from vimlrp.targets import Target, seed
 from vimlrp.tracing import Absorption, collecting
+from vimlrp.wrapping import wrap
 
 __all__ = ["Conservation", "Cut", "SiteFlow", "check_conservation"]
 
@@ -162,6 +163,7 @@ def check_conservation(
         UnsupportedModelError: If the model does not list its cuts, or has a part without a rule.
     """
     check_eager(model)
+    model = wrap(model)
     cuts = _cuts_of(model)
     chosen = Composite.ensure(composite)
     (batch,) = batches(images, model, 2**31)

@@ -15,6 +15,7 @@ from vimlrp.models import class_names
 from vimlrp.relevance import Relevance
 from vimlrp.rules import Rule
 from vimlrp.targets import Target
+from vimlrp.wrapping import wrap
 
 __all__ = ["Explainer", "explain"]
 
@@ -28,7 +29,8 @@ class Explainer:
     threads may use explainers of one model at a time.
 
     Args:
-        model: A classifier built from sites, such as one that vimlrp registers with timm.
+        model: A classifier built from sites, such as one that vimlrp registers with timm, or one
+            for `vimlrp.wrap`.
         composite: The rules: a name of `vimlrp.composites.COMPOSITES`, a mapping such as
             {"base": "mambalrp", "projection": "gamma(0.1)"}, or a `Composite`.
         batch_size: Samples to run at a time; None for 16 pictures, or a tensor as it is.
@@ -124,7 +126,7 @@ class Explainer:
             yield self(x.to(device), target=rest[0] if labels else target, **options)
 
     def _explain(self, batch: Batch, request: Request) -> Relevance:
-        result = self._replays(self.model, batch.x, self.composite, request)
+        result = self._replays(wrap(self.model), batch.x, self.composite, request)
         return Relevance(
             **{name: getattr(result, name) for name in type(result).__dataclass_fields__},
             model=_name(self.model),

@@ -25,18 +25,27 @@ from vimlrp.errors import UnsupportedModelError
 from vimlrp.rules import Rule
 from vimlrp.tracing import Trace, tracing
 
-__all__ = ["SUPPORTED_FAMILIES", "check_supported"]
+__all__ = ["SUPPORTED_FAMILIES", "WRAPPED_FAMILIES", "check_supported"]
 
 SUPPORTED_FAMILIES = ("vim", "vmamba", "mambavision")
 """Model families whose registered models are built from sites."""
 
+WRAPPED_FAMILIES = (
+    *("resnet", "resnetv2", "convnext", "vision_transformer", "deit", "swin_transformer"),
+    *("mambaout", "efficientvim", "efficientnet", "mobilenetv3", "regnet", "densenet", "vgg"),
+    *("mlp_mixer", "inception_next"),
+)
+"""Families of timm's whose models `vimlrp.wrap` gives sites."""
+
+_FAMILIES = f"{', '.join(SUPPORTED_FAMILIES)}, and of timm's {', '.join(WRAPPED_FAMILIES)}"
+
 _LINEAR = frozenset(
     """_adaptive_avg_pool2d _reshape_alias _to_copy _unsafe_view adaptive_avg_pool2d add alias
     as_strided avg_pool1d avg_pool2d cat clone constant_pad_nd contiguous cumsum diagonal expand
-    flatten flip im2col mean movedim narrow neg permute pixel_shuffle pixel_unshuffle reflection_pad2d repeat reshape
-    roll rot90 rsub select slice split split_with_sizes squeeze stack sub sum swapaxes t to
-    transpose unbind unfold unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d
-    upsample_nearest2d view view_as""".split()  # noqa: SIM905
+    flatten flip im2col mean movedim narrow neg permute pixel_shuffle pixel_unshuffle
+    reflection_pad2d repeat reshape roll rot90 rsub select slice split split_with_sizes squeeze
+    stack sub sum swapaxes t to transpose unbind unfold unsafe_split unsqueeze
+    upsample_bicubic2d upsample_bilinear2d upsample_nearest2d view view_as""".split()  # noqa: SIM905
 )
 """Linear in all tensors together."""
 
@@ -126,7 +135,7 @@ def _check_start(model: nn.Module, trace: Trace, image: Tensor) -> None:
     if trace.input is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no patch embedding site, so relevance cannot reach its "
-            f"pixels; supported families: {', '.join(SUPPORTED_FAMILIES)}"
+            f"pixels; supported families: {_FAMILIES}"
         )
     read = trace.input.image
     if read.shape != image.shape or not torch.equal(read, image):
@@ -303,7 +312,7 @@ class Guard(TorchDispatchMode):
             f"{self._place()} applies {complaint} to values that depend on the input. Outside a "
             "site this has no rule, and its relevance would be a silent plain gradient. Build this "
             "part from the sites of vimlrp.sites (Activation, Gate, Norm, Scan, Linear, ...), or "
-            f"use a supported family: {', '.join(SUPPORTED_FAMILIES)}."
+            f"use a supported family: {_FAMILIES}."
         )
 
     def _place(self) -> str:

@@ -46,7 +46,7 @@ def wrap(model: nn.Module) -> nn.Module:
     by itself.
 
     Args:
-        model: A classifier of timm's (families in `vimlrp.guard.SUPPORTED_FAMILIES`), an instance
+        model: A classifier of timm's (`vimlrp.guard.WRAPPED_FAMILIES` lists families), an instance
             of an official Vision Mamba class, or a model made of layers of those.
 
     Returns:
@@ -63,16 +63,20 @@ def wrap(model: nn.Module) -> nn.Module:
     _check_bare(model)
     if any(isinstance(module, Site) for module in model.modules()):
         return model
+    rebuilt = official.rebuild(model)
+    return _kept(model) if rebuilt is None else rebuilt
+
+
+def _kept(model: nn.Module) -> nn.Module:
+    """The site model built before, as long as the model's structure is what it was."""
     state = structure(model)
     with _lock:
         known = _wrapped.get(model)
-        if known is not None and known[0] == state:
-            return known[1]
-        rebuilt = official.rebuild(model)
-        new = _site_model(model) if rebuilt is None else rebuilt
-        if state is not None:
-            _wrapped[model] = state, new
-    return new
+        if known is None or known[0] != state:
+            known = state, _site_model(model)
+            if state is not None:
+                _wrapped[model] = known
+    return known[1]
 
 
 def _check_bare(model: nn.Module) -> None:
