@@ -1,6 +1,6 @@
 """Building models through timm: configurations, and weights from the package or the hub."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -65,7 +65,8 @@ def build(
     fit: Fit,
     config: dict[str, Any],
     overrides: dict[str, Any],
-) -> Model:
+    features: int | Sequence[int] = (0, 1, 2, 3),
+) -> Any:
     """Build a registered variant with its weights, if asked for.
 
     Weights come from where timm's pretrained configuration says: a file (those in the package
@@ -80,16 +81,42 @@ def build(
         fit: Fits a state_dict to the model.
         config: Arguments of the variant.
         overrides: Arguments of the caller, which win.
+        features: What `features_only` extracts by default: stages, or so many last blocks.
+
+    Returns:
+        The model, or timm's extractor of its features.
 
     Raises:
         CheckpointError: If the weights are absent, out of reach, damaged or do not fit.
     """
     arguments = {**config, **overrides}
+    if arguments.pop("features_only", False):
+        return _extractor(model_class, variant, pretrained, fit, arguments, features)
     model: Model = build_model_with_cfg(model_class, variant, False, **arguments)
     if pretrained:
         _load(model, variant, fit, arguments.get("in_chans", 3), arguments.get("cache_dir"))
         note_weights(model, str(model.pretrained_cfg["tag"]))  # type: ignore[index]
     return model
+
+
+def _extractor(
+    model_class: type[Model],
+    variant: str,
+    pretrained: bool,
+    fit: Fit,
+    arguments: dict[str, Any],
+    features: int | Sequence[int],
+) -> Any:
+    """What timm makes of `features_only`: the model up to the last features asked for."""
+    getter = {"feature_cls": "getter", "out_indices": arguments.pop("out_indices", features)}
+    only: Any = {"feature_cfg": getter, "features_only": True}
+    extractor: Any = build_model_with_cfg(model_class, variant, False, **only, **arguments)
+    if pretrained:
+        # The whole model is loaded, strictly, and the extractor takes what it has kept of it.
+        weights = build(model_class, variant, True, fit, arguments, {}).state_dict()
+        kept = extractor.model.state_dict()
+        extractor.model.load_state_dict({key: weights[key] for key in kept})
+    return extractor
 
 
 def _load(model: nn.Module, variant: str, fit: Fit, channels: int, cache: str | None) -> None:

@@ -338,23 +338,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> MambaVision:
-    if kwargs.pop("features_only", False):
-        return _extractor(variant, pretrained, kwargs)
     return build(MambaVision, variant, pretrained, fit_state_dict, _CONFIGS[variant], kwargs)
-
-
-def _extractor(variant: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    """What timm makes of `features_only`: the model up to the last level asked for."""
-    features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
-    config = {**_CONFIGS[variant], "feature_cfg": features, "features_only": True}
-    extractor: Any = build(MambaVision, variant, False, fit_state_dict, config, options)
-    if pretrained:
-        # The whole model is loaded, strictly, and the extractor takes what it has kept of it.
-        whole = {key: value for key, value in options.items() if key != "out_indices"}
-        weights = _create(variant, True, **whole).state_dict()
-        kept = extractor.model.state_dict()
-        extractor.model.load_state_dict({key: weights[key] for key in kept})
-    return extractor
 
 
 @register_model

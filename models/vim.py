@@ -6,11 +6,10 @@ Written from the published facts. Parameter names are those of the official code
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from timm.layers import DropPath, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -18,47 +17,20 @@ from torch.utils.checkpoint import checkpoint
 
 from vimlrp.errors import InputError
 from vimlrp.models.builder import build, note_weights, vision_cfg
+from vimlrp.models.features import TokenFeatures
 from vimlrp.models.fused import Plan, plans_of, run
 from vimlrp.models.labels import IMAGENETTE
 from vimlrp.models.mixer import BidirectionalMixer
+from vimlrp.models.patches import PatchEmbed
 from vimlrp.models.position import resample_position
-from vimlrp.sites import (
-    Linear,
-    PatchEmbedding,
-    Residual,
-    RMSNorm,
-    TokenSum,
-)
+from vimlrp.models.vim_keys import fit_state_dict
+from vimlrp.sites import Linear, Residual, RMSNorm, TokenSum
 from vimlrp.tokens import TokenLayout
 from vimlrp.tracing import frozen
 
-__all__ = ["VisionMamba"]
+__all__ = ["VisionMamba", "fit_state_dict"]
 
 ClassToken = Literal["middle", "head", "tail", "double", "none"]
-
-
-class PatchEmbed(nn.Module):
-    """Images to a row-major sequence of patches.
-
-    Args:
-        in_chans: Channels of the image.
-        embed_dim: Width D.
-        patch_size: Side of a patch in pixels.
-        stride: Distance between patches in pixels.
-    """
-
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, stride: int) -> None:
-        super().__init__()
-        self.patch_size, self.stride = patch_size, stride
-        self.proj = PatchEmbedding(in_chans, embed_dim, patch_size, stride)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image."""
-        return tuple((side - self.patch_size) // self.stride + 1 for side in (height, width))  # type: ignore[return-value]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, M, D)."""
-        return rearrange(self.proj(x), "b d h w -> b (h w) d")
 
 
 class Block(nn.Module):
@@ -96,7 +68,7 @@ class Block(nn.Module):
         return wide if residual is None else self.residual(residual, self.drop_path(wide))
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(TokenFeatures):
     """Vim: patches, a class token among them, and bidirectional Mamba blocks.
 
     Args:
@@ -163,6 +135,10 @@ class VisionMamba(nn.Module):
         self.norm_f = RMSNorm(embed_dim, eps)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier(num_classes)
+        step = stride or patch_size
+        self.feature_info = [
+            {"num_chs": embed_dim, "reduction": step, "module": f"layers.{i}"} for i in range(depth)
+        ]
         self._rescale_branches(depth)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,6 +147,12 @@ class VisionMamba(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to the normalised sequence (B, L, D), class tokens in their places."""
+        for stream in self.streams(x):
+            last = stream
+        return self.norm_f(self.join(*last))
+
+    def streams(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run the blocks one by one: the branch and the stream that each returns, (B, L, D)."""
         hidden, residual = self.embed(x), None
         for layer, plan in zip(self.layers, plans_of(self.layers), strict=True):
             if self.grad_checkpointing and self.training:
@@ -179,7 +161,11 @@ class VisionMamba(nn.Module):
                 hidden, residual = layer(hidden, residual)
             else:
                 hidden, residual = layer(hidden, residual, plan)
-        return self.norm_f(self.residual(residual, self.drop_path(hidden)))
+            yield hidden, residual
+
+    def join(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """Add the last branch to the stream, (B, L, D)."""
+        return self.residual(residual, self.drop_path(hidden))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the sequence and classify: (B, L, D) to (B, C), or (B, D) with `pre_logits`."""
@@ -243,8 +229,8 @@ class VisionMamba(nn.Module):
         note_weights(self, None)
         if global_pool is not None:
             self.global_pool = global_pool
-        weight = self.norm_f.weight
-        self.head = self._classifier(num_classes).to(weight.device, weight.dtype)
+        like = self.pos_embed
+        self.head = self._classifier(num_classes).to(like.device, like.dtype)
 
     def complete_cuts(self) -> tuple[str, ...]:
         """Modules whose outputs together carry all relevance, from input to output."""
@@ -322,28 +308,6 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def fit_state_dict(state: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
-    """Fit a checkpoint to a model: unwrap training files, interpolate position embeddings.
-
-    Args:
-        state: Weights, or a training checkpoint that holds them under "model".
-        model: The model that will load them.
-    """
-    state = dict(state.get("model", state))
-    position = state.get("pos_embed")
-    if position is not None and position.shape[1] != model.layout.length:
-        old = _square_layout(position.shape[1], model.layout.class_token)
-        if old is not None:
-            state["pos_embed"] = resample_position(position, old, model.layout)
-    return state
-
-
-def _square_layout(length: int, class_token: str) -> TokenLayout | None:
-    count = length - len(_TOKEN_NAMES[class_token])
-    side = math.isqrt(max(count, 0))
-    return TokenLayout((side, side), class_token) if side * side == count else None
-
-
 _WIDTHS = {"nano": (192, 12), "tiny": (192, 24), "small": (384, 24), "base": (768, 24)}
 """Width and depth of each size; nano is vimlrp's own, the others are the paper's."""
 
@@ -389,7 +353,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> VisionMamba:
-    return build(VisionMamba, variant, pretrained, fit_state_dict, _CONFIGS[variant], kwargs)
+    config = _CONFIGS[variant]
+    return build(VisionMamba, variant, pretrained, fit_state_dict, config, kwargs, features=3)
 
 
 @register_model
