@@ -110,9 +110,10 @@ def test_an_explanation_of_the_original_is_that_of_the_model_it_was_made_from(ca
     original = CASES[case]().eval()
     x = picture(original)
     expected = vimlrp.explain(original.computes[0], x, target=1)
-    relevance = vimlrp.explain(wrap(original), x, target=1)
+    relevance = vimlrp.explain(original, x, target=1)
     assert relative_error(relevance.pixels, expected.pixels) < 1e-9
     assert relevance.account.parts.keys() == expected.account.parts.keys()
+    assert vimlrp.check_conservation(original, x, tolerance=1e-9).holds
 
 
 def test_it_is_kept_until_the_original_changes():
@@ -186,6 +187,16 @@ def test_photos_are_prepared_as_the_original_says():
     assert rebuild(original).pretrained_cfg["crop_pct"] == 0.5
     relevance = vimlrp.explain(rebuild(original), images(1, 64, dtype=torch.float32))
     assert relevance.model == "mamba_vision_X"
+
+
+def test_photos_for_a_vim_are_prepared_as_its_training_script_does():
+    original = VisionMamba(small_vim(img_size=(40, 24), dtype=torch.float32)).eval()
+    original.default_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
+    photo = (torch.arange(80 * 60 * 3) % 251).reshape(80, 60, 3).to(torch.uint8).numpy()
+    expected = vimlrp.explain(original.computes[0], photo, target=0)
+    relevance = vimlrp.explain(original, photo, target=0)
+    assert relevance.pixels.shape == (1, 40, 24)
+    assert relative_error(relevance.pixels, expected.pixels) < 1e-5
 
 
 def change(path, value):

@@ -88,7 +88,7 @@ class Explainer:
         """
         parts, done = [], 0
         total = _count(images)
-        for batch in batches(images, self.model, self.batch_size):
+        for batch in batches(images, wrap(self.model), self.batch_size):
             stop = done + len(batch.x)
             request = Request(
                 _slice(target, done, stop, total),
