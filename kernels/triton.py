@@ -171,7 +171,8 @@ def _is_wide(x: Tensor) -> bool:
 def _pieces(regime: Regime, per_group: int) -> dict[str, Any]:
     """What a program does at a time."""
     if regime.kernel == "sequential":
-        return {"EVEN": per_group % regime.block_d == 0, "num_warps": regime.warps}
+        even = per_group % regime.block_d == 0
+        return {"EVEN": even, "AHEAD": regime.steps, "num_warps": regime.warps}
     return {"CHUNKS": regime.chunks, "STEPS": regime.steps, "num_warps": regime.warps}
 
 

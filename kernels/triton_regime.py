@@ -29,7 +29,7 @@ class Regime:
         block_n: States of a program, a power of 2.
         block_d: Channels of a program, a power of 2.
         chunks: Chunks that run side by side.
-        steps: Steps of a chunk, or steps whose loads are issued together.
+        steps: Steps of a chunk, or how many steps ahead loads are issued.
         warps: Of a program.
     """
 

@@ -2,13 +2,15 @@
 
 The regime of many rows. The state (N, D) stays in registers, all states of a channel in one thread,
 so that no thread waits for another; A must have neighbouring channels side by side, because the
-compiler takes this layout from its load. The loads of a step are issued one step ahead, since
-waiting for them would otherwise be most of the time.
+compiler takes this layout from its load. Loads are issued AHEAD steps early, since waiting for them
+would otherwise be most of the time.
 """
 
 # A program's arguments are traced into pointers and scalars; Python types say nothing about them.
-# ruff: noqa: ANN001, ANN201, ANN202
+# Tuples grow by concatenation, since a traced one has no other way to grow, in loops that unroll.
+# ruff: noqa: ANN001, ANN201, ANN202, RUF005
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="assignment"
 
 import triton
 import triton.language as tl
@@ -24,16 +26,20 @@ _VARYING = ["length", "reverse", "E", "A_direction", "A_state"]
 
 @triton.jit
 def load_step(
-    x, dt, into, out_of, at, has_d, in_n, out_n, has_n,
-    x_stride, dt_stride, into_stride, out_stride, ALIGNED: tl.constexpr,
+    x, dt, into, out_of, i, length, origin, sense, index, has_d, in_n, out_n, has_n,
+    x_stride, dt_stride, into_stride, out_stride,
+    HAS_INDEX: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The inputs (D,) and (N,) of one step."""
+    """Position and inputs (D,) and (N,) of step i; past the last step they are that one's."""
+    i = tl.minimum(i, length - 1)
+    at = positions(i, True, origin, sense, index, HAS_INDEX, WIDE)
     into, out_of = into + at * into_stride, out_of + at * out_stride
     if ALIGNED:  # rows begin at multiples of 16 bytes: a load takes several states
         into, out_of = tl.multiple_of(into, 16), tl.multiple_of(out_of, 16)
     x_t = tl.load(x + at * x_stride, has_d, 0.0)
     dt_t = tl.load(dt + at * dt_stride, has_d, 0.0)
-    return x_t, dt_t, tl.load(into + in_n, has_n, 0.0), tl.load(out_of + out_n, has_n, 0.0)
+    in_t, out_t = tl.load(into + in_n, has_n, 0.0), tl.load(out_of + out_n, has_n, 0.0)
+    return at, x_t, dt_t, in_t, out_t
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -42,7 +48,8 @@ def sequential_kernel(
     x_strides, dt_strides, into_strides, out_strides, D_strides, y_strides, length, reverse, E,
     N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, PER_GROUP: tl.constexpr,
     HAS_D: tl.constexpr, HAS_INDEX: tl.constexpr, RELEVANCE: tl.constexpr, ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Output from u with B into the state and C out of it; the relevance pass from dy, C and B."""
     b, k, group, block = program(K, PER_GROUP, G)
@@ -63,31 +70,38 @@ def sequential_kernel(
         skip = tl.load(D + k * D_strides[0] + d * D_strides[1], has_d, 0.0).to(tl.float32)
     origin, sense, index = walk(k, length, reverse, index, HAS_INDEX, RELEVANCE)
     h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    following = positions(0, True, origin, sense, index, HAS_INDEX, WIDE)
-    loaded = load_step(
-        x, dt, into, out_of, following, has_d, in_n, out_n, has_n,
-        x_strides[2], dt_strides[2], into_strides[2], out_strides[2], ALIGNED,
-    )  # fmt: skip
-    for i in range(length):
-        at = following
-        x_t, dt_t, in_t, out_t = loaded
-        # After the last step this is the last once more, which nothing reads.
-        following = tl.minimum(i + 1, length - 1)
-        following = positions(following, True, origin, sense, index, HAS_INDEX, WIDE)
-        loaded = load_step(
-            x, dt, into, out_of, following, has_d, in_n, out_n, has_n,
-            x_strides[2], dt_strides[2], into_strides[2], out_strides[2], ALIGNED,
+    loaded = ()
+    for j in tl.static_range(AHEAD):
+        step = load_step(
+            x, dt, into, out_of, j, length, origin, sense, index, has_d, in_n, out_n, has_n,
+            x_strides[2], dt_strides[2], into_strides[2], out_strides[2], HAS_INDEX, ALIGNED, WIDE,
         )  # fmt: skip
-        x_t, dt_t = x_t.to(tl.float32), dt_t.to(tl.float32)
-        in_t, out_t = in_t.to(tl.float32)[:, None], out_t.to(tl.float32)[:, None]
-        decay = tl.exp2(dt_t[None, :] * rate)
-        if RELEVANCE:
-            h += in_t * x_t[None, :]
-            y_t = dt_t * tl.sum(out_t * h, 0)
-            h *= decay
-        else:
-            h = decay * h + in_t * (dt_t * x_t)[None, :]
-            y_t = tl.sum(out_t * h, 0)
-        if HAS_D:
-            y_t += skip * x_t
-        tl.store(y + at * y_strides[2], y_t.to(y.dtype.element_ty), has_d)
+        loaded = loaded + (step,)
+    for start in range(0, length, AHEAD):
+        following = ()
+        for j in tl.static_range(AHEAD):
+            at, x_t, dt_t, in_t, out_t = loaded[j]
+            step = load_step(
+                x, dt, into, out_of, start + j + AHEAD, length, origin, sense, index, has_d,
+                in_n, out_n, has_n, x_strides[2], dt_strides[2], into_strides[2], out_strides[2],
+                HAS_INDEX, ALIGNED, WIDE,
+            )  # fmt: skip
+            following = following + (step,)
+            x_t, dt_t = x_t.to(tl.float32), dt_t.to(tl.float32)
+            in_t, out_t = in_t.to(tl.float32)[:, None], out_t.to(tl.float32)[:, None]
+            decay = tl.exp2(dt_t[None, :] * rate)
+            if RELEVANCE:
+                h += in_t * x_t[None, :]
+                y_t = dt_t * tl.sum(out_t * h, 0)
+                h *= decay
+            else:
+                h = decay * h + in_t * (dt_t * x_t)[None, :]
+                y_t = tl.sum(out_t * h, 0)
+            if HAS_D:
+                y_t += skip * x_t
+            y_t = y_t.to(y.dtype.element_ty)
+            if AHEAD == 1:
+                tl.store(y + at * y_strides[2], y_t, has_d)
+            else:
+                tl.store(y + at * y_strides[2], y_t, has_d & (start + j < length))
+        loaded = following
