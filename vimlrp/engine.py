@@ -61,8 +61,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What comes back, B samples each; see `vimlrp.Relevance` for the fields."""
+    """What comes back, B samples each; see `vimlrp.Relevance` for the fields.
 
+    `colours` are the pixels before the sum over colours, (B, 3, H, W).
+    """
+
+    colours: Tensor
     pixels: Tensor
     patches: Tensor
     tokens: Tensor | None
@@ -78,7 +82,7 @@ class Result:
             self.account.target.clone(),
             {kind: share.clone() for kind, share in self.account.parts.items()},
         )
-        names = ("pixels", "patches", "tokens", "logits", "target", "contrast")
+        names = ("colours", "pixels", "patches", "tokens", "logits", "target", "contrast")
         copies = {name: _copy(getattr(self, name)) for name in names}
         return Result(**copies, account=account)
 
@@ -260,8 +264,10 @@ def _read_off(
     gradients: Mapping[int, Tensor],
     request: Request,
 ) -> Result:
-    pixels, patches = _pixels(trace, gradients)
+    colours, patches = _pixels(trace, gradients)
+    pixels = colours.sum(1)
     return Result(
+        colours=colours,
         pixels=pixels,
         patches=patches,
         tokens=_tokens(trace, gradients),
@@ -279,7 +285,7 @@ def _read_off(
 
 
 def _pixels(trace: Trace, gradients: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Relevance of pixels, (B, H, W), and of the patches' content, (B, h, w)."""
+    """Relevance of each colour of the pixels, (B, 3, H, W), and of the patches, (B, h, w)."""
     start = trace.input
     if start is None:
         raise UnsupportedModelError("the model has no patch embedding site")
@@ -291,7 +297,7 @@ def _pixels(trace: Trace, gradients: Mapping[int, Tensor]) -> tuple[Tensor, Tens
     trace.site = start.site
     values: Tensor = rule.relevance(start.site, start.image.to(precise), gradient)  # type: ignore[arg-type]
     cells: Any = start.site.cells
-    return values.sum(1), _summed((content * gradient).sum(1), cells)
+    return values, _summed((content * gradient).sum(1), cells)
 
 
 def _summed(shares: Tensor, cells: int) -> Tensor:

@@ -1,13 +1,14 @@
 """`explain` and `Explainer`: from a model and images to relevance."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from vimlrp.composites import Composite
-from vimlrp.engine import Request, check_eager
+from vimlrp.engine import Request, Result, check_eager
 from vimlrp.errors import InputError, TargetError
 from vimlrp.graphs import Replays
 from vimlrp.inputs import Batch, Images, batches, device_and_dtype
@@ -20,6 +21,9 @@ from vimlrp.wrapping import wrap
 __all__ = ["Explainer", "explain"]
 
 CompositeLike = str | Composite | Mapping[str, Rule | str]
+
+_FIELDS = tuple(field.name for field in fields(Result) if field.name != "colours")
+"""What a result and a `Relevance` have in common."""
 
 
 class Explainer:
@@ -128,7 +132,7 @@ class Explainer:
     def _explain(self, batch: Batch, request: Request) -> Relevance:
         result = self._replays(wrap(self.model), batch.x, self.composite, request)
         return Relevance(
-            **{name: getattr(result, name) for name in type(result).__dataclass_fields__},
+            **{name: getattr(result, name) for name in _FIELDS},
             model=_name(self.model),
             composite=str(self.composite),
             class_names=self.class_names,
