@@ -156,7 +156,7 @@ def _tensor_batches(x: Tensor, model: nn.Module, size: int | None) -> Iterator[B
             Source(
                 f"image {start + i}", geometry, tensor=(row, preprocessing.mean, preprocessing.std)
             )
-            for i, row in enumerate(part)
+            for i, row in enumerate(part.unbind())
         )
         yield Batch(part, sources)
 
