@@ -58,6 +58,15 @@ class SiteFlow:
     passed: Tensor
     absorbed: Tensor
 
+    def folded(self, count: int) -> "SiteFlow":
+        """The flow per sample, where a site saw several rows of each.
+
+        Args:
+            count: Samples.
+        """
+        sums = (x.view(count, -1).sum(1) for x in (self.received, self.passed, self.absorbed))
+        return SiteFlow(self.name, self.kind, self.rule, *sums)
+
     @property
     def gap(self) -> Tensor:
         """What came into being, or got lost, at this site."""
@@ -178,7 +187,7 @@ def check_conservation(
         id(x): torch.zeros_like(x) if g is None else g
         for x, g in zip(tensors, gradients, strict=True)
     }
-    account = ledger.close()
+    account = ledger.close(len(batch.x))
     return Conservation(
         value.detach(),
         tuple(
@@ -244,9 +253,14 @@ class _Ledger:
         """Detach."""
         return x.detach()
 
-    def close(self) -> list[SiteFlow]:
-        """The flows through all sites that relevance reached."""
-        return [self._flow(*visit) for visit in self._visits if "received" in visit[2]]
+    def close(self, count: int) -> list[SiteFlow]:
+        """The flows through all sites that relevance reached.
+
+        Args:
+            count: Samples in the batch; windows of a map may have been run as samples of their own.
+        """
+        flows = [self._flow(*visit) for visit in self._visits if "received" in visit[2]]
+        return [flow.folded(count) for flow in flows]
 
     def _flow(
         self,

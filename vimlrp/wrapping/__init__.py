@@ -3,6 +3,7 @@
 `wrap` reads a model and changes nothing about it; what it returns shares the parameters.
 """
 
+from functools import partial
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -100,7 +101,19 @@ def _site_model(model: nn.Module) -> nn.Module:
         site = clones.get(id(head))
         if isinstance(site, AffineSite):
             site.kind = "head"
+    vars(new)["complete_cuts"] = partial(tuple, _cuts(model, new, first))
     return new
+
+
+def _cuts(model: nn.Module, new: nn.Module, first: Convolution | None) -> list[str]:
+    """Modules whose outputs carry all relevance: the first layer, and the ends of timm's stages."""
+    names = [name for name, module in new.named_modules() if module is first]
+    features: Any = getattr(model, "feature_info", None) or []
+    if type(model).__name__.startswith("EfficientViM"):  # its stages send states past one another
+        return [*names, "patch_embed"]
+    stages = {info.get("module") for info in features if isinstance(info, dict)} - {*names}
+    named = ((name, module) for name, module in new.named_modules() if name in stages)
+    return [*names, *(name for name, m in named if any(isinstance(s, Site) for s in m.modules()))]
 
 
 def _first_layer(model: nn.Module) -> Convolution | None:
