@@ -13,7 +13,8 @@ __all__ = ["Activation", "Gate", "Residual"]
 
 
 def _gelu_ratio(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    # In place on the first product: four passes over memory are most of its time.
+    return (x * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -22,7 +23,8 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 def _gelu_tanh_ratio(x: Tensor) -> Tensor:
     # Hendrycks and Gimpel 2016, section 2: the normal distribution function by a tanh.
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    inner = (x * x).mul_(0.044715).add_(1).mul_(x)
+    return inner.mul_(math.sqrt(2 / math.pi)).tanh_().add_(1).mul_(0.5)
 
 
 _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
