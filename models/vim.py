@@ -7,7 +7,7 @@ Written from the published facts. Parameter names are those of the official code
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import DropPath, trunc_normal_
@@ -154,7 +154,8 @@ class VisionMamba(TokenFeatures):
     def streams(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the blocks one by one: the branch and the stream that each returns, (B, L, D)."""
         hidden, residual = self.embed(x), None
-        for layer, plan in zip(self.layers, plans_of(self.layers), strict=True):
+        blocks = cast("list[Block]", list(self.layers))
+        for layer, plan in zip(blocks, plans_of(blocks), strict=True):
             if self.grad_checkpointing and self.training:
                 hidden, residual = checkpoint(layer, hidden, residual, use_reentrant=False)
             elif plan is None:

@@ -1,5 +1,6 @@
 """Instances of the official classes become models of ours that hold their parameters."""
 
+import contextlib
 import gc
 import warnings
 import weakref
@@ -15,7 +16,7 @@ from torch import nn
 import vimlrp
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.wrapping import wrap
-from vimlrp.wrapping.official import rebuild
+from vimlrp.wrapping.official import _full_precision, rebuild
 
 BOUND = 1e-12
 
@@ -396,3 +397,29 @@ def test_models_inside_others_are_refused(wrapper, place):
 def test_data_parallel_and_compiled_originals_are_refused(wrapped, advice):
     with pytest.raises(UnsupportedModelError, match=advice):
         wrap(wrapped(CASES["vim"]()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", ["vim", "vmamba, standalone", "mambavision"])
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_on_a_gpu_models_are_compared_in_full_precision(case, precision, monkeypatch):
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    monkeypatch.setattr(matmul, "fp32_precision", precision)
+    monkeypatch.setattr(conv, "fp32_precision", precision)
+    original = CASES[case]().eval().float()
+    rebuild(original)
+    ours = rebuild(original.cuda())
+    assert {p.device.type for p in ours.parameters()} == {"cuda"}
+    assert (matmul.fp32_precision, conv.fp32_precision) == (precision, precision)
+
+
+def test_full_precision_is_given_back():
+    class OnGpu:
+        is_cuda = True
+
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    with contextlib.suppress(KeyError), _full_precision(OnGpu()):
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+        raise KeyError
+    assert (matmul.fp32_precision, conv.fp32_precision) == before

@@ -73,5 +73,5 @@ def _of_attention(mixer: Any) -> Iterator[str]:
 
 def _heads(level: Any) -> int:
     """Heads of a level's attention; 1 where none attends."""
-    mixers = (getattr(block, "mixer", None) for block in level.blocks)
-    return next((mixer.num_heads for mixer in mixers if hasattr(mixer, "num_heads")), 1)
+    heads = (getattr(getattr(b, "mixer", None), "num_heads", None) for b in level.blocks)
+    return next((int(count) for count in heads if count is not None), 1)
