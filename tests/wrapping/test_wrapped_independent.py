@@ -34,7 +34,7 @@ def test_gradient_x_input_is_that_of_the_original(name):
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18", "regnetx_002", "resnetaa34d"])
 def test_lrp_0_of_a_relu_network_is_gradient_times_input(name):
-    """A ReLU network is piecewise linear: so is LRP-0, with norms folded or not (Shrikumar 2016)."""
+    """A ReLU network is piecewise linear, with norms folded or not (Shrikumar et al. 2016)."""
     model, size = family(name)
     x = images(2, size)
     relevance = vimlrp.explain(model, x, composite=LRP_0)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from vimlrp.engine import check_eager
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.sites import AffineSite, Site
 from vimlrp.wrapping import (
@@ -81,11 +82,7 @@ def _kept(model: nn.Module) -> nn.Module:
 
 
 def _check_bare(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod"):
-        raise UnsupportedModelError(
-            "the model is compiled, and rules cannot act inside compiled code: give "
-            "model._orig_mod, the model before torch.compile"
-        )
+    check_eager(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise UnsupportedModelError(
             f"the model is inside a {type(model).__name__}: give model.module, the model itself"
