@@ -160,7 +160,9 @@ class ScanOrder:
         if self.index is None or self.index.device == device:
             return self.index
         if device not in self._copies:
-            self._copies[device] = self.index.to(device)
+            # Copied in inference mode, it could not be kept for a gradient later.
+            with torch.inference_mode(False):
+                self._copies[device] = self.index.to(device)
         return self._copies[device]
 
     def steps(self, length: int, device: torch.device | None = None) -> Tensor:
@@ -216,7 +218,10 @@ def _permutations(index: Tensor, directions: int) -> Tensor:
             f"The index of a ScanOrder has dtype {index.dtype}; it must hold integers. "
             "Convert it with index.long()."
         )
-    index = index.detach().to(torch.int64).contiguous()
+    # A copy, whatever becomes of the given tensor; made in inference mode, it could not be kept for
+    # a gradient later.
+    with torch.inference_mode(False):
+        index = index.detach().to(torch.int64, copy=True).contiguous()
     expected = torch.arange(index.shape[1], device=index.device)
     for row, values in enumerate(index):
         if not torch.equal(values.sort().values, expected):

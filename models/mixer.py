@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vimlrp.kernels import ScanOrder
+from vimlrp.models.initial import init_step, initial_a_log
 from vimlrp.sites import Activation, CausalConv1d, Gate, Linear, Scan, Step
 from vimlrp.tracing import frozen
 
@@ -42,8 +43,8 @@ class BidirectionalMixer(nn.Module):
         self.dt_proj = Linear(self.rank, inner)
         self.dt_proj_b = Linear(self.rank, inner)
         self.step = Step()
-        self.A_log = nn.Parameter(_initial_a_log(inner, d_state))
-        self.A_b_log = nn.Parameter(_initial_a_log(inner, d_state))
+        self.A_log = nn.Parameter(initial_a_log(inner, d_state))
+        self.A_b_log = nn.Parameter(initial_a_log(inner, d_state))
         self.D = nn.Parameter(torch.ones(inner))
         self.D_b = nn.Parameter(torch.ones(inner))
         self.scan = Scan(ScanOrder.bidirectional())
@@ -51,7 +52,7 @@ class BidirectionalMixer(nn.Module):
         self.gate = Gate()
         self.out_proj = Linear(inner, dim, bias=False)
         for projection in (self.dt_proj, self.dt_proj_b):
-            _init_step(projection)
+            init_step(projection)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -74,19 +75,3 @@ class BidirectionalMixer(nn.Module):
         a_log = torch.stack([frozen(self.A_log), frozen(self.A_b_log)])
         d = torch.stack([frozen(self.D), frozen(self.D_b)])
         return self.step(dt), -torch.exp(a_log), b, c, d
-
-
-def _initial_a_log(channels: int, states: int) -> Tensor:
-    """S4D-real: A = -1, ..., -N in every channel."""
-    return torch.log(torch.arange(1, states + 1, dtype=torch.float32)).repeat(channels, 1)
-
-
-def _init_step(projection: Linear, shortest: float = 1e-3, longest: float = 0.1) -> None:
-    """Make softplus(bias) log-uniform between `shortest` and `longest` (Mamba, section 3.6)."""
-    nn.init.uniform_(
-        projection.weight, -(projection.in_features**-0.5), projection.in_features**-0.5
-    )
-    low, high = math.log(shortest), math.log(longest)
-    step = torch.exp(torch.rand(projection.out_features) * (high - low) + low).clamp(min=1e-4)
-    bias = step + torch.log(-torch.expm1(-step))  # inverse of softplus
-    projection.bias = nn.Parameter(bias)

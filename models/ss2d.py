@@ -107,8 +107,6 @@ class SS2D(nn.Module):
 @lru_cache(maxsize=64)
 def _routes(height: int, width: int, device: torch.device) -> ScanOrder:
     """The routes over a map, checked, copied to the device once and kept."""
-    # Made in inference mode, the index could not be kept for a gradient later.
-    with torch.inference_mode(False):
-        order = ScanOrder.cross(height, width)
-        order.index_on(device)
-        return order
+    order = ScanOrder.cross(height, width)
+    order.index_on(device)
+    return order

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder
+from vimlrp.kernels import ScanOrder, selective_scan
 
 
 def test_raster_orders() -> None:
@@ -103,3 +103,20 @@ def test_the_index_is_copied_to_a_device_once() -> None:
 def test_refusals(build, message: str) -> None:
     with pytest.raises(KernelError, match=message):
         build()
+
+
+def test_an_order_made_in_inference_mode_serves_a_gradient_later() -> None:
+    with torch.inference_mode():
+        order = ScanOrder.cross(2, 2)
+    u = torch.ones(1, 4, 1, requires_grad=True)
+    low = torch.ones(1, 4, 4, 1)
+    dt, rates = torch.ones(1, 4, 4, 1), torch.zeros(4, 1, 1)
+    selective_scan(u, dt, rates, low, low, order=order).sum().backward()
+    assert u.grad is not None
+
+
+def test_an_order_keeps_its_own_index() -> None:
+    index = torch.tensor([[0, 1, 2]])
+    order = ScanOrder.from_index(index)
+    index[0, 0] = 7
+    assert order.steps(3).tolist() == [[0, 1, 2]]
