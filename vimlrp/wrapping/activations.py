@@ -113,7 +113,7 @@ class _LeakyRelu(_OwnRatio):
 
     def quotient(self, x: Tensor) -> Tensor:
         """1 or the slope."""
-        return torch.where(x > 0, 1.0, self.negative_slope).to(x.dtype)
+        return torch.ones_like(x).masked_fill_(x <= 0, self.negative_slope)
 
 
 class _Tanh(_OwnRatio):
