@@ -69,8 +69,8 @@ class _StandardisedConvolution(Convolution):
         value = super().__getattr__(name)
         return self._standardised(value) if name == "weight" else value
 
-    def _standardised(self, weight: Tensor) -> Tensor:
-        rows = weight.flatten(1)  # (D, C h w)
+    def _standardised(self, weight: Any) -> Tensor:
+        rows: Tensor = weight.flatten(1)  # (D, C h w)
         variance, mean = torch.var_mean(rows, dim=1, correction=0, keepdim=True)
         rows = (rows - mean) * (variance + self.eps).rsqrt()
         if "gain" in self._parameters:

@@ -8,7 +8,6 @@ attribute and helper of the original is there, and only what needs rules is writ
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from functools import cache
 from types import MethodType
 from typing import Any
 from weakref import ref
@@ -70,7 +69,8 @@ class _Cloner:
         known = self.clones.get(id(module))
         if known is not None:
             return known
-        kind = _class_of(type(module), self._table.get(_name_of(type(module))))
+        counterpart = self._table.get(_name_of(type(module)))
+        kind = type(module) if counterpart is None else _mixed(type(module), counterpart)
         new: nn.Module = kind.__new__(kind)
         nn.Module.__init__(new)
         self.clones[id(module)] = new
@@ -112,11 +112,16 @@ def _name_of(kind: type[Any]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-@cache
-def _class_of(kind: type[nn.Module], counterpart: type[nn.Module] | None) -> type[nn.Module]:
-    if counterpart is None:
-        return kind
-    return type(f"Sited{kind.__name__}", (counterpart, kind), {"__module__": __name__})
+_mixtures: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _mixed(kind: type[nn.Module], counterpart: type[nn.Module]) -> type[nn.Module]:
+    """A class whose methods are those of the counterpart, and the original's where it has none."""
+    if (kind, counterpart) not in _mixtures:
+        name = f"Sited{kind.__name__}"
+        mixture = type(name, (counterpart, kind), {"__module__": __name__})
+        _mixtures[kind, counterpart] = mixture
+    return _mixtures[kind, counterpart]
 
 
 def structure(model: nn.Module) -> tuple[object, ...] | None:

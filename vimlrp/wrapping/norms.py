@@ -26,6 +26,8 @@ class _LayerNorm(Counterpart, sites.LayerNorm):
     """Over the last axis, or the last few; weights and shift may be missing."""
 
     normalized_shape: tuple[int, ...]
+    weight: Any
+    bias: Any
 
     def held(self, x: Tensor) -> Tensor:
         """Centre, scale and shift x by its own statistic, held constant."""
