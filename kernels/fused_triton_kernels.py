@@ -32,7 +32,7 @@ _VARYING = ["length", "chunk"]
 
 @triton.jit
 def exp(x):
-    """exp(x) in two instructions; tl.exp spends three more on results below 1e-38."""
+    """The exponential in two instructions; tl.exp spends three more on results below 1e-38."""
     return tl.exp2(1.4426950408889634 * x)
 
 
