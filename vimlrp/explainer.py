@@ -92,7 +92,8 @@ class Explainer:
         """
         parts, done = [], 0
         total = _count(images)
-        for batch in batches(images, wrap(self.model), self.batch_size):
+        model = wrap(self.model)
+        for batch in batches(images, model, self.batch_size):
             stop = done + len(batch.x)
             request = Request(
                 _slice(target, done, stop, total),
@@ -102,7 +103,7 @@ class Explainer:
                 start,
                 None if total is None else (done, stop, total),
             )
-            parts.append(self._explain(batch, request))
+            parts.append(self._explain(model, batch, request))
             done = stop
         return Relevance.cat(parts)
 
@@ -129,8 +130,8 @@ class Explainer:
                 raise InputError("labels=True needs a loader of (images, labels)")
             yield self(x.to(device), target=rest[0] if labels else target, **options)
 
-    def _explain(self, batch: Batch, request: Request) -> Relevance:
-        result = self._replays(wrap(self.model), batch.x, self.composite, request)
+    def _explain(self, model: nn.Module, batch: Batch, request: Request) -> Relevance:
+        result = self._replays(model, batch.x, self.composite, request)
         return Relevance(
             **{name: getattr(result, name) for name in _FIELDS},
             model=_name(self.model),

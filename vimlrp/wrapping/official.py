@@ -105,13 +105,14 @@ def rebuild(model: nn.Module) -> nn.Module | None:
     family = _family_of(model)
     if family is None:
         return None
-    options, tensors = _configuration(model, family), _tensors(model)
+    options = _configuration(model, family)
     # The numbers of a tensor may change, but not where they lie.
-    key = options, {name: (x.data_ptr(), x.dtype, x.device) for name, x in tensors.items()}
+    tensors = (*model.parameters(), *model.buffers())
+    key = options, [(x.data_ptr(), x.dtype, x.device) for x in tensors]
     known = _rebuilt.get(model)
     if known is not None and known[0] == key:
         return known[1]
-    ours = _build(model, family, options, tensors)
+    ours = _build(model, family, options)
     _rebuilt[model] = key, ours
     return ours
 
@@ -119,12 +120,10 @@ def rebuild(model: nn.Module) -> nn.Module | None:
 _rebuilt: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
 
 
-def _build(
-    model: nn.Module, family: _Family, options: dict[str, Any], tensors: dict[str, Tensor]
-) -> nn.Module:
+def _build(model: nn.Module, family: _Family, options: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         ours = family.model(**options)
-    _share(ours, family.fit(tensors, ours), family)
+    _share(ours, family.fit(_tensors(model), ours), family)
     _check_eps(model, ours)
     _copy_preprocessing(model, ours)
     _check_logits(model, ours.eval(), options)
