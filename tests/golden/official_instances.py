@@ -4,7 +4,7 @@ python tests/golden/official_instances.py FOLDER
 
 FOLDER holds clones of hustvl/Vim, MzeroMiko/VMamba and NVlabs/MambaVision, as Vim, VMamba and
 MambaVision. Their code runs as it is, on the CPU; CUDA code that it imports is replaced in memory
-by the functions below. Prints one line a model, and fails where the logits differ by more than 1e-5.
+by the functions below. Prints one line a model, and fails where logits differ by more than 1e-5.
 """
 
 import importlib.util
