@@ -228,7 +228,7 @@ def _is_special() -> bool:
 
 def _circumstances() -> tuple[object, ...]:
     """Global settings by which PyTorch and vimlrp choose their kernels."""
-    backends = torch.backends
+    backends: Any = torch.backends  # whose types leave out the precisions
     return (
         backends.fp32_precision,
         backends.cuda.matmul.fp32_precision,

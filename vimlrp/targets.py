@@ -134,7 +134,8 @@ def _value(
 ) -> tuple[Tensor, Tensor | None]:
     if callable(target) and not isinstance(target, Tensor):
         return _linear_value(logits, target), None
-    index = indices(target, names, *logits.shape, logits.device)
+    batch, classes = logits.shape
+    index = indices(target, names, batch, classes, logits.device)
     if index is None:
         index = logits.detach().argmax(dim=1)
     return logits.gather(1, index[:, None]).squeeze(1), index
