@@ -164,6 +164,17 @@ def test_a_model_of_timm_is_explained(photo: Path, tmp_path: Path) -> None:
     assert (relevance.account.residue / relevance.account.target).abs().max() < 1e-4
 
 
+def test_weights_of_timm_that_cannot_be_had_are_an_error_with_help(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    result = run("explain", photo, "--model", "test_resnet")
+    assert result.exit_code == 2
+    assert "cannot get the weights of test_resnet" in result.output
+    assert "--checkpoint" in result.output
+
+
 def test_rules_can_be_changed(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
     result = explain(checkpoint, tmp_path / "out", photo, "--rule", "projection=gamma(0.1)")
     assert result.exit_code == 0, result.output

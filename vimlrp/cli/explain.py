@@ -42,7 +42,11 @@ class _Tally:
 @click.command("explain", no_args_is_help=True)
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--model", "name", default=DEFAULT_MODEL, show_default=True, help="See 'vimlrp models'."
+    "--model",
+    "name",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="See 'vimlrp models'; timm's too.",
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to load instead.")
 @click.option(
@@ -121,7 +125,7 @@ def _model(
 ) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(model_names())
-        raise _UsageError(f"there is no model {name!r}; vimlrp has {near}")
+        raise _UsageError(f"there is no model {name!r}; vimlrp has {near}, and timm has others")
     if num_classes is not None and checkpoint is None:
         raise _UsageError("--num-classes is the size of a --checkpoint's classifier; give both")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
@@ -129,6 +133,11 @@ def _model(
         model: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **options)
     except RuntimeError as error:
         raise _UsageError(f"{error}; 'vimlrp models' lists the names") from error
+    except OSError as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise _UsageError(
+            f"cannot get the weights of {name} ({reason}): load a file of them with --checkpoint"
+        ) from error
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, weights=weights)
     return model.eval().to(_device(device))
