@@ -1,22 +1,32 @@
-"""Train the Vim-nano classifier whose weights come with vimlrp.
+"""Train the classifiers whose weights come with vimlrp, on Imagenette.
 
-    python demos/train_imagenette.py --data imagenette128.zip --out runs/imagenette
+    python demos/train_imagenette.py --data imagenette128.zip --out runs/vim
 
 trains on one GPU in minutes (on a CPU in days). Interrupted, or stopped by --minutes, the same
-command goes on from the last whole epoch. The results are the averaged (EMA) weights in float16
-and a record of what they reach and how they were made.
+command goes on from the last checkpoint, and the pieces add up to what one run computes. A
+checkpoint is files of at most 15 MiB, all of which have to be there to go on. The results are the
+averaged (EMA) weights in float16 and a record of what they reach and how they were made.
+
+Both models on one H200, ten minutes each; the second one learns from the first, too:
+
+    TRAIN="python demos/train_imagenette.py --data imagenette128.zip"
+    VMAMBA="--model vmamba_nano_s1l8_224 --out runs/vmamba"
+    TEACHER=runs/vmamba/vmamba_nano_s1l8_224.imagenette.safetensors
+    VIM="--model vim_nano_patch16_224 --out runs/vim --teacher $TEACHER"
+
+    $TRAIN $VMAMBA --measure 9                  # prints how many epochs fit into 9 minutes: E
+    $TRAIN $VMAMBA --epochs E --minutes 5       # repeat until it says that it wrote epoch E
+    $TRAIN $VIM --measure 9
+    $TRAIN $VIM --epochs E --minutes 5
 """
 
 import hashlib
 import json
 import math
 import platform
-import random
 import shlex
 import sys
 import time
-from copy import deepcopy
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,158 +34,29 @@ from typing import Any
 import click
 import timm
 import torch
-import torch.nn.functional as F  # noqa: N812
-from imagenette_data import (
-    CLASSES,
-    DataError,
-    Split,
-    as_cropped_file,
-    as_squashed,
-    augment,
-    load,
-    mix,
-)
-from safetensors.torch import save_file
+from checkpoints import CheckpointError
+from imagenette_data import DataError, Split, as_cropped_file, as_squashed, load
+from imagenette_recipes import recipe_of
+from imagenette_training import RecipeError, Training, create
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vimlrp.models.labels import IMAGENETTE
 
-NAME = "vim_nano_patch16_224"
-PROTOCOLS = {"resized to 256, centre 224": as_cropped_file, "squashed to 224": as_squashed}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that the trained weights depend on, apart from data and versions."""
-
-    epochs: int
-    seed: int
-    batch: int
-    learning_rate: float = 1.25e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    drop_path: float = 0.1
-    mixed: float = 0.8
-    average: float = 0.999
-    clip: float = 1.0
-
-
-class Training:
-    """Model, its average, optimiser and progress: what a checkpoint holds.
-
-    Args:
-        recipe: What to do.
-        device: Where.
-    """
-
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.device, self.epoch = recipe, device, 0
-        model = timm.create_model(NAME, num_classes=CLASSES, drop_path_rate=recipe.drop_path)
-        self.model = model.to(device)
-        self.average = deepcopy(self.model).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(_groups(self.model, recipe), fused=device.type == "cuda")
-        self.generator, self.dice = torch.Generator(device), random.Random()  # noqa: S311
-        self.log: list[dict[str, float]] = []
-
-    def run_epoch(self, data: Split) -> float:
-        """Train over the data once; the mean loss."""
-        self._seed()
-        self.model.train()
-        steps = len(data) // self.recipe.batch
-        total = torch.zeros((), device=self.device)
-        batches = data.batches(self.recipe.batch, self.generator)
-        for step, (images, labels) in enumerate(batches):
-            self._set_rate((self.epoch + step / steps) / self.recipe.epochs)
-            total += self._step(images, labels)
-            self._update_average(self.epoch * steps + step)
-        self.epoch += 1
-        return float(total / steps)
-
-    def _seed(self) -> None:
-        """Seed by epoch, so that a resumed training draws what an uninterrupted one draws."""
-        seed = 1_000_003 * self.recipe.seed + self.epoch
-        torch.manual_seed(seed)
-        self.generator.manual_seed(seed)
-        self.dice.seed(seed)
-
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        images = augment(images, 224, self.generator)
-        targets = F.one_hot(labels, CLASSES).float()
-        if self.dice.random() < self.recipe.mixed:
-            images, targets = mix(images, targets, self.dice.random() < 0.5, self.generator)
-        with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
-            logits = self.model(images)
-        smoothing = self.recipe.label_smoothing
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.optimiser.step()
-        return loss.detach()
-
-    def _set_rate(self, progress: float) -> None:
-        """Linear warm-up, then a cosine to a hundredth."""
-        warmup = self.recipe.warmup
-        cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, progress - warmup) / (1 - warmup)))
-        factor = min(1.0, progress / warmup + 1e-3) * max(0.01, cosine)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate * factor
-
-    def _update_average(self, step: int) -> None:
-        """Move the average towards the weights; faster at first, when they are still random."""
-        rate = 1 - min(self.recipe.average, (1 + step) / (10 + step))
-        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-        averages, weights = map(list, zip(*pairs, strict=True))
-        torch._foreach_lerp_(averages, [w.detach() for w in weights], rate)
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint whole or not at all."""
-        state = {
-            "recipe": asdict(self.recipe),
-            "epoch": self.epoch,
-            "log": self.log,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint of the same recipe."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise click.ClickException(
-                f"{path} was made with {state['recipe']}, and this command asks for "
-                f"{asdict(self.recipe)}. Repeat the first command, or choose another --out."
-            )
-        self.epoch, self.log = state["epoch"], state["log"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-
-def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Weight decay for matrices alone."""
-    exempt: set[str] = getattr(model, "no_weight_decay", set)()
-    named = list(model.named_parameters())
-    kept = [p for name, p in named if p.dim() > 1 and name not in exempt]
-    free = [p for name, p in named if p.dim() <= 1 or name in exempt]
-    return [
-        {"params": kept, "weight_decay": recipe.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+_SQUASHED = "squashed to {size}"
+_CROPPED = "resized to {margin}, centre {size}"
+PROTOCOLS = {_CROPPED: as_cropped_file, _SQUASHED: as_squashed}
+# Epochs between two checkpoints with a look at the accuracy.
+_OFTEN = 20
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Split, protocol: str) -> Tensor:
+def evaluate(model: nn.Module, data: Split, protocol: str = _CROPPED) -> Tensor:
     """Whether each image of a split is classified rightly, (M,) bool, in float32."""
     verdicts = []
     for first in range(0, len(data), 256):
         chosen = slice(first, first + 256)
-        prepared = PROTOCOLS[protocol](data.images[chosen], 224)
+        prepared = PROTOCOLS[protocol](data.images[chosen], _side(model))
         verdicts.append(model(prepared).argmax(1) == data.labels[chosen])
     return torch.cat(verdicts)
 
@@ -189,35 +70,69 @@ def scores(model: nn.Module, data: Split) -> dict[str, Any]:
             name: round(100 * float(right[data.labels == i].float().mean()), 2)
             for i, name in enumerate(IMAGENETTE)
         }
-        top1 = round(100 * float(right.float().mean()), 2)
-        result[protocol] = {"top1": top1, "per_class": per_class}
+        side = _side(model)
+        title = protocol.format(margin=round(side / 0.875), size=side)
+        result[title] = {"top1": _per_cent(right), "per_class": per_class}
     return result
+
+
+def _side(model: nn.Module) -> int:
+    """The side of the images that a model is made for."""
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return int(config["input_size"][-1])
+
+
+def _per_cent(right: Tensor) -> float:
+    return round(100 * float(right.float().mean()), 2)
 
 
 def write_results(training: Training, data: Split, out: Path) -> None:
     """Write the averaged weights in float16, and the record of exactly those weights."""
+    name = training.recipe.model
     half = {k: v.half().contiguous().cpu() for k, v in training.average.state_dict().items()}
-    weights = out / f"{NAME}.imagenette.safetensors"
+    weights = out / f"{name}.imagenette.safetensors"
     save_file(half, weights)
-    model = timm.create_model(NAME, num_classes=CLASSES)
-    model.load_state_dict({k: v.float() for k, v in half.items()})
-    accuracy = scores(model.to(training.device).eval(), data)
+    model = load_trained(weights, name).to(training.device)
+    accuracy = scores(model, data)
     record = {
-        "model": NAME,
+        "model": name,
         "images": len(data),
         "accuracy": accuracy,
-        "recipe": asdict(training.recipe),
+        "top1_without_averaging": _per_cent(evaluate(training.model.eval(), data)),
+        "recipe": training.recipe.as_json(),
         "epochs_done": training.epoch,
         "command": shlex.join(["python", f"demos/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": _versions(training.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": round(sum(entry["seconds"] for entry in training.log) / 60, 2),
         "bytes": weights.stat().st_size,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": _digest(weights),
     }
-    (out / f"{NAME}.imagenette.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / f"{name}.imagenette.json").write_text(json.dumps(record, indent=2) + "\n")
     top1 = ", ".join(f"{score['top1']} % {protocol}" for protocol, score in accuracy.items())
     print(f"wrote {weights}, {weights.stat().st_size / 1e6:.1f} MB: top-1 {top1}", flush=True)
+
+
+def load_trained(weights: Path, name: str) -> nn.Module:
+    """A model with weights that `write_results` wrote, in evaluation mode."""
+    model = create(name)
+    model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+    return model.eval()
+
+
+def load_teacher(weights: Path) -> nn.Module:
+    """The model whose record lies beside its weights."""
+    record = weights.with_suffix(".json")
+    if not weights.exists() or not record.exists():
+        raise click.ClickException(
+            f"--teacher takes weights that this script wrote, with their record beside them; "
+            f"there is no {record if weights.exists() else weights}."
+        )
+    return load_trained(weights, json.loads(record.read_text())["model"])
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _versions(device: torch.device) -> dict[str, str]:
@@ -230,65 +145,127 @@ def _versions(device: torch.device) -> dict[str, str]:
     }
 
 
-def train(training: Training, data: Split, val: Split, out: Path, minutes: float) -> None:
-    """Run epochs until the recipe or the minutes are over; a line and a checkpoint on the way."""
-    begin = time.monotonic()
-    while training.epoch < training.recipe.epochs and time.monotonic() - begin < 60 * minutes:
+def train(
+    training: Training, data: Split, val: Split, out: Path, end: float, compact: bool
+) -> None:
+    """Run epochs until the recipe or the time is over; a line and a checkpoint on the way."""
+    last = training.recipe.epochs
+    seconds = 0.0
+    while training.epoch < last and time.monotonic() + seconds < end:
         start = time.monotonic()
         loss = training.run_epoch(data)
         seconds = time.monotonic() - start
         entry = {"epoch": training.epoch, "loss": loss, "seconds": seconds}
-        if training.epoch % 20 == 0 or training.epoch == training.recipe.epochs:
-            right = evaluate(training.average, val, next(iter(PROTOCOLS)))
-            entry["top1"] = 100 * float(right.float().mean())
+        often = training.epoch % _OFTEN == 0 or training.epoch == last
+        if often:
+            entry["top1"] = _per_cent(evaluate(training.average, val))
         training.log.append(entry)
-        if "top1" in entry:
-            training.save(out / "checkpoint.pt")
+        if often:
+            training.save(out, compact)
         speed = len(data) / seconds
-        top1 = f", EMA top-1 {entry['top1']:.2f} %" if "top1" in entry else ""
-        print(f"epoch {training.epoch}: loss {loss:.4f}, {speed:.0f} images/s{top1}", flush=True)
-    training.save(out / "checkpoint.pt")
+        top1 = f", EMA top-1 {entry['top1']:.2f} %" if often else ""
+        line = f"epoch {training.epoch} at {training.size} px: loss {loss:.4f}"
+        print(f"{line}, {speed:.0f} images/s{top1}", flush=True)
+    training.save(out, compact)
+
+
+def measure(training: Training, data: Split, minutes: float, steps: int = 20) -> int:
+    """How many epochs of the recipe fit into minutes, from a few steps at every size."""
+    recipe = training.recipe
+    starts = [*(start for start, _ in recipe.sizes), 1.0]
+    cost = 0.0  # seconds of a mean epoch
+    for (begin, size), end in zip(recipe.sizes, starts[1:], strict=True):
+        step = _seconds_a_step(training, data, size, steps)
+        epoch = len(data) // recipe.batch * step
+        cost += (end - begin) * epoch
+        print(f"{size} px: {recipe.batch / step:.0f} images/s, {epoch:.2f} s an epoch", flush=True)
+    fit = int(60 * minutes / cost)
+    print(f"{fit} epochs fit into {minutes:g} minutes, without start and evaluation", flush=True)
+    return fit
+
+
+def _seconds_a_step(training: Training, data: Split, size: int, steps: int) -> float:
+    training.model.train()
+    training.prepare(size)
+    images, labels = next(data.batches(training.recipe.batch, training.generator))
+    start = 0.0
+    for step in range(5 + steps):
+        if step == 5:  # compiled and warm
+            start = time.monotonic()
+        # Reading the loss waits for the GPU.
+        float(training.step(images, labels, 0.0))
+    return (time.monotonic() - start) / steps
 
 
 def compile_mixers(model: nn.Module) -> None:
     """Compile the part of the blocks that is alike, so that one compilation serves them all."""
-    for layer in model.get_submodule("layers").children():
-        layer.get_submodule("mixer").compile()
+    for module in model.modules():
+        if type(module).__name__ in ("BidirectionalMixer", "SS2D"):
+            module.compile()
+
+
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @click.command()
+@click.option("--model", "name", default="vim_nano_patch16_224", show_default=True)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Zip file or folder.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of results.")
-@click.option("--epochs", default=300, show_default=True, help="Length of the schedule.")
+@click.option("--epochs", type=click.IntRange(1), help="Length of the schedule; the recipe's own.")
 @click.option("--minutes", default=math.inf, help="Stop after these; run again to go on.")
-@click.option("--batch", default=128, show_default=True)
+@click.option("--batch", type=click.IntRange(1), help="Images a step; the recipe's own.")
+@click.option("--learning-rate", type=float, help="Peak; the recipe's own.")
+@click.option("--size", type=click.IntRange(16), help="One image size for the whole schedule.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--teacher", type=click.Path(path_type=Path), help="Weights to learn from, too.")
+@click.option("--device", default=_DEVICE, show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
+@click.option("--graphs/--no-graphs", default=True, help="On a GPU, replay CUDA graphs.")
+@click.option("--compact", is_flag=True, help="Checkpoints with moments in bfloat16.")
+@click.option("--measure", "measured", type=float, help="Only say how much fits into minutes.")
 def main(
+    name: str,
     data: Path,
     out: Path,
-    epochs: int,
+    epochs: int | None,
     minutes: float,
-    batch: int,
+    batch: int | None,
+    learning_rate: float | None,
+    size: int | None,
     seed: int,
+    teacher: Path | None,
     device: str,
     compiled: bool,
+    graphs: bool,
+    compact: bool,
+    measured: float | None,
 ) -> None:
-    """Train Vim-nano on Imagenette and write its weights and their record."""
-    try:
-        splits = {s: load(data, s, torch.device(device)) for s in ("train", "val")}
-    except DataError as error:
-        raise click.ClickException(str(error)) from error
-    out.mkdir(parents=True, exist_ok=True)
+    """Train a model on Imagenette and write its weights and their record."""
+    end = time.monotonic() + 60 * minutes
+    taught = None if teacher is None else load_teacher(teacher)
+    recipe = recipe_of(
+        name, epochs=epochs, batch=batch, seed=seed, learning_rate=learning_rate,
+        sizes=None if size is None else ((0.0, size),),
+        teacher=None if teacher is None else _digest(teacher),
+    )  # fmt: skip
+    where = torch.device(device)
     torch.set_float32_matmul_precision("high")
-    training = Training(Recipe(epochs, seed, batch), torch.device(device))
-    if (out / "checkpoint.pt").exists():
-        training.resume(out / "checkpoint.pt")
+    try:
+        train_split = load(data, "train", where)
+        training = Training(recipe, where, taught, graphs and where.type == "cuda")
+        resumed = measured is None and training.resume(out)
+    except (DataError, CheckpointError, RecipeError) as error:
+        raise click.ClickException(str(error)) from error
     if compiled:
         compile_mixers(training.model)
-    train(training, splits["train"], splits["val"], out, minutes)
-    write_results(training, splits["val"], out)
+    if measured is not None:
+        measure(training, train_split, measured)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{'going on' if resumed else 'starting'} at epoch {training.epoch}", flush=True)
+    val = load(data, "val", where)
+    train(training, train_split, val, out, end, compact)
+    write_results(training, val, out)
 
 
 if __name__ == "__main__":

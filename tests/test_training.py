@@ -1,0 +1,232 @@
+"""The training recipe of the bundled weights, on a few pictures and a tiny model."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "demos"))
+
+import checkpoints
+import imagenette_augment
+import train_imagenette
+from imagenette_data import Split, load
+from imagenette_recipes import Recipe, recipe_of
+from imagenette_training import RecipeError, Training
+
+CPU = torch.device("cpu")
+RECIPE = Recipe("test_vim", epochs=4, batch=16, sizes=((0.0, 32), (0.5, 64)), three=0.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of ten classes, each of a colour."""
+    root = tmp_path_factory.mktemp("imagenette")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for label in range(10):
+            place = root / split / f"n{label:08}"
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(0, 60, (128, 128, 3)) + 20 * np.array([label, 0, 9 - label])
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Split:
+    return load(folder, "train", CPU)
+
+
+def trained(recipe: Recipe, data: Split, epochs: int, resume: Path | None = None) -> Training:
+    training = Training(recipe, CPU)
+    if resume is not None:
+        assert training.resume(resume)
+    for _ in range(epochs):
+        training.run_epoch(data)
+    return training
+
+
+def tensors(training: Training) -> dict[str, Tensor]:
+    return {**training.model.state_dict(), **{f"ema {k}": v for k, v in _average(training)}}
+
+
+def _average(training: Training) -> list[tuple[str, Tensor]]:
+    return list(training.average.state_dict().items())
+
+
+@pytest.mark.parametrize("model", ["test_vim", "test_vmamba"])
+def test_two_pieces_are_one_run(model: str, data: Split, tmp_path: Path) -> None:
+    recipe = recipe_of(model, epochs=4, batch=16, sizes=RECIPE.sizes, three=0.5)
+    whole = tensors(trained(recipe, data, 4))
+    trained(recipe, data, 1).save(tmp_path)
+    pieces = trained(recipe, data, 3, resume=tmp_path)
+    assert pieces.epoch == 4
+    assert all(torch.equal(whole[name], value) for name, value in tensors(pieces).items())
+    start = tensors(Training(recipe, CPU))
+    assert not any(torch.equal(whole[k], v) for k, v in start.items() if k.endswith("proj.weight"))
+
+
+def test_moments_in_bfloat16_are_smaller_and_close(data: Split, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "compact").mkdir()
+    training = trained(RECIPE, data, 2)
+    training.save(tmp_path / "full")
+    training.save(tmp_path / "compact", compact=True)
+    sizes = [sum(f.stat().st_size for f in (tmp_path / n).iterdir()) for n in ("full", "compact")]
+    assert sizes[1] < 0.85 * sizes[0]
+    whole = tensors(trained(RECIPE, data, 1, resume=tmp_path / "full"))
+    close = tensors(trained(RECIPE, data, 1, resume=tmp_path / "compact"))
+    for name, value in close.items():
+        torch.testing.assert_close(value, whole[name], atol=3e-3, rtol=0, msg=name)
+
+
+def test_another_recipe_does_not_go_on(data: Split, tmp_path: Path) -> None:
+    trained(RECIPE, data, 1).save(tmp_path)
+    with pytest.raises(RecipeError, match="another --out"):
+        Training(recipe_of("test_vim", epochs=5), CPU).resume(tmp_path)
+
+
+def test_shards_stay_small_and_old_ones_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkpoints, "MOST_BYTES", 1000)
+    kept = {f"x{i}": torch.randn(50) for i in range(12)}
+    checkpoints.write(tmp_path, 1, {}, {"x": torch.zeros(3)})
+    checkpoints.write(tmp_path, 2, {"epoch": 2}, kept)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["checkpoint-2-0.safetensors", "checkpoint-2-1.safetensors",
+                     "checkpoint-2-2.safetensors", "checkpoint.json"]  # fmt: skip
+    about, found = checkpoints.read(tmp_path, CPU) or ({}, {})
+    assert about == {"epoch": 2}
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name], value) for name, value in kept.items())
+
+
+def test_a_lost_or_damaged_shard_is_refused(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path, 1, {}, {"x": torch.zeros(3)})
+    shard = tmp_path / "checkpoint-1-0.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(checkpoints.CheckpointError, match="differs"):
+        checkpoints.read(tmp_path, CPU)
+    shard.unlink()
+    with pytest.raises(checkpoints.CheckpointError, match="is missing"):
+        checkpoints.read(tmp_path, CPU)
+
+
+def test_an_interrupted_write_leaves_the_old_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoints.write(tmp_path, 1, {"epoch": 1}, {"x": torch.ones(3)})
+    monkeypatch.setattr(checkpoints.json, "dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.write(tmp_path, 2, {"epoch": 2}, {"x": torch.zeros(3)})
+    about, found = checkpoints.read(tmp_path, CPU) or ({}, {})
+    assert about == {"epoch": 1}
+    assert torch.equal(found["x"], torch.ones(3))
+
+
+def test_the_teacher_sees_the_students_pictures_and_moves_it(data: Split) -> None:
+    seen: list[Tensor] = []
+    teacher = Training(RECIPE, CPU).model
+    teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    student = Training(RECIPE, CPU, teacher)
+    student.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    student.run_epoch(data)
+    assert len(seen) == 4
+    assert all(torch.equal(a, b) for a, b in zip(seen[::2], seen[1::2], strict=True))
+    alone, taught = tensors(trained(RECIPE, data, 1)), tensors(student)
+    assert not torch.equal(alone["head.weight"], taught["head.weight"])
+
+
+def test_the_loss_of_a_perfect_pupil_is_the_teachers_entropy() -> None:
+    training = Training(recipe_of("test_vim", taught=1.0), CPU)
+    logits = torch.randn(3, 10, dtype=torch.float64)
+    training.taught = lambda _: logits.float()
+    loss = training._loss(logits, torch.eye(10)[:3].double(), logits)
+    p = logits.softmax(1)
+    assert float(loss) == pytest.approx(float(-(p * p.log()).sum(1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [32, 57])
+def test_augmented_pictures_are_normalised_and_differ(data: Split, size: int) -> None:
+    images = data.images[:1].float().expand(16, -1, -1, -1) / 255
+    out = imagenette_augment.augment(images, size, torch.Generator().manual_seed(0), 0.5, 0.9)
+    assert out.shape == (16, 3, size, size)
+    assert out.isfinite().all()
+    assert out.abs().max() < 2.8  # white is at 2.64
+    assert all((out[i] - out[j]).abs().mean() > 0.01 for i in range(16) for j in range(i))
+
+
+def test_a_third_each_is_grey_solarised_and_blurred() -> None:
+    draw = torch.rand(600, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    out = imagenette_augment._one_of_three(draw, 0.6, torch.Generator().manual_seed(0))
+    same = (out == draw).flatten(1).all(1)
+    grey = (out[:, :1] == out).flatten(1).all(1)
+    solarised = (out <= 0.5).flatten(1).all(1) & ~grey
+    shares = [float(x.float().mean()) for x in (same, grey, solarised & ~same)]
+    assert shares == pytest.approx([0.4, 0.2, 0.2], abs=0.06)
+
+
+def test_repeats_share_a_batch(data: Split) -> None:
+    (images, labels), *rest = data.batches(16, torch.Generator().manual_seed(0), repeats=4)
+    assert images.shape == (16, 3, 128, 128)
+    assert len(rest) == 1
+    assert torch.equal(images[::4], images[3::4])
+    assert torch.equal(labels[::4], labels[3::4])
+
+
+def test_sizes_follow_the_schedule() -> None:
+    recipe = Recipe("test_vim", sizes=((0.0, 128), (0.6, 192), (0.85, 224)))
+    assert [recipe.size_at(x) for x in (0, 0.59, 0.6, 0.86, 1)] == [128, 128, 192, 224, 224]
+
+
+def run(folder: Path, out: Path, *more: str) -> Result:
+    command = ["--model", "test_vim", "--data", str(folder), "--out", str(out), "--device", "cpu"]
+    options = ["--epochs", "2", "--batch", "20", "--size", "32", *more]
+    return CliRunner().invoke(train_imagenette.main, [*command, *options])
+
+
+def test_the_command_stops_goes_on_and_writes_its_results(folder: Path, tmp_path: Path) -> None:
+    stopped = run(folder, tmp_path / "pieces", "--minutes", "0")
+    assert stopped.exit_code == 0, stopped.output
+    assert json.loads((tmp_path / "pieces" / "checkpoint.json").read_text())["about"]["epoch"] == 0
+    names = ("pieces", "whole")
+    results = [run(folder, tmp_path / name) for name in names]
+    assert all(result.exit_code == 0 for result in results), results[0].output
+    assert "going on at epoch 0" in results[0].output
+    records = [
+        json.loads((tmp_path / name / "test_vim.imagenette.json").read_text()) for name in names
+    ]
+    assert records[0]["sha256"] == records[1]["sha256"]
+    assert records[0]["epochs_done"] == 2
+    assert records[0]["accuracy"].keys() == {"resized to 73, centre 64", "squashed to 64"}
+    weights = tmp_path / "whole" / "test_vim.imagenette.safetensors"
+    model = train_imagenette.load_trained(weights, "test_vim")
+    right = train_imagenette.evaluate(model, load(folder, "val", CPU))
+    top1 = records[1]["accuracy"]["resized to 73, centre 64"]["top1"]
+    assert round(100 * float(right.float().mean()), 2) == top1
+    taught = run(folder, tmp_path / "taught", "--teacher", str(weights))
+    assert taught.exit_code == 0, taught.output
+    record = json.loads((tmp_path / "taught" / "test_vim.imagenette.json").read_text())
+    assert record["recipe"]["teacher"] == records[1]["sha256"]
+
+
+def test_the_command_measures_without_leaving_anything(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "none", "--measure", "1")
+    assert result.exit_code == 0, result.output
+    assert "epochs fit into 1 minutes" in result.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
+    missing = run(folder, tmp_path, "--teacher", str(tmp_path / "no.safetensors"))
+    assert missing.exit_code == 1
+    assert "weights that this script wrote" in missing.output
+    nowhere = run(tmp_path / "nowhere", tmp_path)
+    assert nowhere.exit_code == 1
+    assert "imagenette2-160" in nowhere.output
