@@ -8,6 +8,9 @@ it was made from computes, on its own parameters.
 import functools
 
 import torch
+from helpers import small_vim
+from small_mambavision import small_mambavision
+from small_vmamba import small_vmamba
 from torch import nn
 
 from vimlrp import sites
@@ -68,7 +71,8 @@ def mirrored(module):
         return layer
     if isinstance(module, sites.Site):
         return None
-    plain = type(module) if type(module) in (nn.Sequential, nn.ModuleList, nn.Identity) else Part
+    containers = (nn.Sequential, nn.ModuleList, nn.Identity)
+    plain = next((kind for kind in containers if isinstance(module, kind)), Part)
     return fill(plain(), module)
 
 
@@ -202,3 +206,30 @@ class MambaVision(Double):
                     mixer = block.mixer
                     mixer.num_heads, mixer.fused_attn = our_block.mixer.num_heads, True
                     mixer.q_norm, mixer.attn_drop = nn.Identity(), nn.Dropout(0.0)
+
+
+FIRST, BOTH_ENDS = {"class_token": "head"}, {"class_token": "double"}
+WITHOUT = {"class_token": "none", "global_pool": "avg"}
+ODD = {"ssm_ratio": 1.7, "mlp_ratio": 2.3, "dim": 12, "d_state": 2}
+CASES = {
+    "vim": lambda: VisionMamba(small_vim()),
+    "vim, token first": lambda: VisionMamba(small_vim(**FIRST)),
+    "vim, two tokens": lambda: VisionMamba(small_vim(**BOTH_ENDS)),
+    "vim, no token": lambda: VisionMamba(small_vim(**WITHOUT)),
+    "vim, sums": lambda: VisionMamba(small_vim(divide_out=False)),
+    "vim, other sizes": lambda: VisionMamba(
+        small_vim(stride=4, img_size=(24, 40), embed_dim=24, expand=3, d_state=5, eps=1e-3)
+    ),
+    "vim, no classifier": lambda: VisionMamba(small_vim(num_classes=0)),
+    "vim, grey": lambda: VisionMamba(small_vim(in_chans=1)),
+    "vmamba": lambda: VSSM(small_vmamba()),
+    "vmamba, odd ratios": lambda: VSSM(small_vmamba(**ODD)),
+    "vmamba, v0": lambda: VSSM(small_vmamba(generation="v0")),
+    "vmamba, standalone": lambda: VSSM(small_vmamba(), standalone=True),
+    "vmamba, standalone v0": lambda: VSSM(small_vmamba(generation="v0"), standalone=True),
+    "mambavision": lambda: MambaVision(small_mambavision()),
+    "mambavision, no scale": lambda: MambaVision(small_mambavision(layer_scale=None)),
+    "mambavision, other sizes": lambda: MambaVision(
+        small_mambavision(mlp_ratio=1.3, dim=12, d_conv=5, depths=(2, 1, 1, 4), in_chans=1)
+    ),
+}
