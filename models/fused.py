@@ -88,8 +88,7 @@ def plans_of(blocks: Sequence["Block"]) -> list[Plan | None]:
         One for each block; None for a block that has to run by its sites.
     """
     trace = active()
-    shapes = {(b.mixer.A_log.shape, b.mixer.rank, b.mixer.conv1d.weight.shape) for b in blocks}
-    if trace is None or not trace.fuse or trace.watcher is not None or len(shapes) != 1:
+    if trace is None or not trace.fuse or trace.watcher is not None or not _are_alike(blocks):
         return [None] * len(blocks)
     if torch.is_autocast_enabled(blocks[0].norm.weight.device.type):
         return [None] * len(blocks)
@@ -100,6 +99,14 @@ def plans_of(blocks: Sequence["Block"]) -> list[Plan | None]:
         None if found is None else _plan(block, next(constants), *found)
         for block, found in zip(blocks, numbers, strict=True)
     ]
+
+
+def _are_alike(blocks: Sequence["Block"]) -> bool:
+    """Whether all mixers are Vim's own and of one shape, so that their parameters stack."""
+    mixers = [block.mixer for block in blocks]
+    if not mixers or any(type(mixer) is not BidirectionalMixer for mixer in mixers):
+        return False
+    return len({(m.A_log.shape, m.rank, m.conv1d.weight.shape) for m in mixers}) == 1
 
 
 def run(
