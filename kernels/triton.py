@@ -15,13 +15,16 @@ from torch import Tensor
 from vimlrp.errors import KernelError
 from vimlrp.kernels.triton_chunked import chunked_kernel, scalar_kernel
 from vimlrp.kernels.triton_gradient import gradient_kernel, states_kernel
-from vimlrp.kernels.triton_regime import Regime, regime_of
+from vimlrp.kernels.triton_gradient_scalar import kept_kernel, scalar_gradient_kernel
+from vimlrp.kernels.triton_regime import Regime, power_of_2, regime_of
 from vimlrp.kernels.triton_sequential import sequential_kernel
 
 __all__ = ["forward", "full_backward", "input_backward"]
 
 # Steps between two kept states in the full backward; the states of a chunk stay in the L2 cache.
 _CHUNK = 8
+# Most chunks side by side, and steps of each, in the full backward of a single state a channel.
+_SCALAR_CHUNKS, _SCALAR_STEPS = 16, 4
 # One flag per direction travels as one bit of an integer argument.
 _MOST_DIRECTIONS = 31
 _KERNELS = {
@@ -79,24 +82,19 @@ def full_backward(
     """The gradient through the named factors, as in `blocked_full.full_backward`."""
     shared = u.shape[1] < dt.shape[1]
     u = u.expand(dt.shape)
-    starts = _states_before_chunks(u, dt, A, B, index, reverse)
     du = _input_gradient(dy, shared)
     ddt = torch.empty(dt.shape, dtype=dt.dtype, device=dt.device)
-    sizes, skip = _full_sizes(dt, A, B, index, reverse), dy if D is None else D
+    single = A.shape[2] == 1
+    sizes = (_scalar_sizes if single else _full_sizes)(dt, A, B, index, reverse)
     blocks = sizes["PER_GROUP"] * B.shape[3]
     dB, dC = dt.new_empty((2, *dt.shape[:3], blocks, A.shape[2]), dtype=torch.float32)
     dA = dt.new_empty((dt.shape[0], len(A), A.shape[2], A.shape[1]), dtype=torch.float32)
     dD = dt.new_empty((dt.shape[0], *A.shape[:2]), dtype=torch.float32)
-    tile = _CHUNK * sizes["BLOCK_N"] * sizes["BLOCK_D"]
-    grid = _grid(dt, B, sizes)
-    states = dt.new_empty((grid[0], tile), dtype=torch.float32)
-    with _on(dy):
-        gradient_kernel[grid](
-            dy, u, dt, A, B, C, skip, starts, states, du, ddt, dA, dB, dC, dD,
-            dt if index is None else index,
-            *_strides(dy, u, dt, A, B, C, skip, starts, du, dA, dB, dD),
-            HAS_D=D is not None, THROUGH_A="A" in factors, THROUGH_B="B" in factors, **sizes,
-        )  # fmt: skip
+    through = {"HAS_D": D is not None, "THROUGH_A": "A" in factors, "THROUGH_B": "B" in factors}
+    outputs = (du, ddt, dA, dB, dC, dD)
+    launch = _launch_scalar if single else _launch_full
+    skip = dy if D is None else D
+    launch((dy, u, dt, A, B, C, skip), outputs, index, sizes, through)
     return (
         du.sum(1, keepdim=True).to(u.dtype) if shared else du,
         ddt,
@@ -105,6 +103,53 @@ def full_backward(
         dC.unflatten(3, (C.shape[3], -1)).sum(4).to(C.dtype),
         None if D is None else dD.sum(0).to(D.dtype),
     )
+
+
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _launch_full(
+    inputs: _Inputs,
+    outputs: _Outputs,
+    index: Tensor | None,
+    sizes: dict[str, Any],
+    through: dict[str, bool],
+) -> None:
+    """Fill du, ddt, dA, dB, dC and dD from dy, u, dt, A, B, C and D."""
+    dy, u, dt, A, B, C, skip = inputs
+    du, _, dA, dB, _, dD = outputs
+    starts = _states_before_chunks(u, dt, A, B, index, sizes)
+    tile = _CHUNK * sizes["BLOCK_N"] * sizes["BLOCK_D"]
+    grid = _grid(dt, B, sizes)
+    states = dt.new_empty((grid[0], tile), dtype=torch.float32)
+    with _on(dy):
+        gradient_kernel[grid](
+            *inputs, starts, states, *outputs, dt if index is None else index,
+            *_strides(dy, u, dt, A, B, C, skip, starts, du, dA, dB, dD), **through, **sizes,
+        )  # fmt: skip
+
+
+def _launch_scalar(
+    inputs: _Inputs,
+    outputs: _Outputs,
+    index: Tensor | None,
+    sizes: dict[str, Any],
+    through: dict[str, bool],
+) -> None:
+    """As `_launch_full`, for a single state a channel."""
+    dy, u, dt, A, B, C, skip = inputs
+    du, _, dA, dB, _, dD = outputs
+    kept = torch.empty(dt.shape, dtype=torch.float32, device=dt.device)
+    wide = any(_is_wide(tensor) for tensor in (dy, u, dt, B, C, kept, dB))
+    sizes = {**sizes, "WIDE": wide}
+    grid, where = _grid(dt, B, sizes), dt if index is None else index
+    with _on(dy):
+        kept_kernel[grid](u, dt, A, B, kept, where, *_strides(u, dt, A, B, kept), **sizes)
+        scalar_gradient_kernel[grid](
+            *inputs, kept, *outputs, where,
+            *_strides(dy, u, dt, A, B, C, skip, du, dA, dB, dD), **through, **sizes,
+        )  # fmt: skip
 
 
 def _run(
@@ -177,18 +222,12 @@ def _pieces(regime: Regime, per_group: int) -> dict[str, Any]:
 
 
 def _states_before_chunks(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    index: Tensor | None,
-    reverse: Sequence[bool],
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, index: Tensor | None, sizes: dict[str, Any]
 ) -> Tensor:
     """The state before every chunk of steps, (B, K, ceil(L / chunk), N, D) float32."""
     chunks = triton.cdiv(dt.shape[2], _CHUNK)
     shape = (*dt.shape[:2], chunks, A.shape[2], A.shape[1])
     starts = torch.empty(shape, dtype=torch.float32, device=dt.device)
-    sizes = _full_sizes(dt, A, B, index, reverse)
     with _on(u):
         states_kernel[_grid(dt, B, sizes)](
             u, dt, A, B, starts, dt if index is None else index,
@@ -225,6 +264,31 @@ def _full_sizes(
         "BLOCK_N": state,
         "BLOCK_D": block,
         "num_warps": 1,
+    }
+
+
+def _scalar_sizes(
+    dt: Tensor, A: Tensor, B: Tensor, index: Tensor | None, reverse: Sequence[bool]
+) -> dict[str, Any]:
+    """As `_full_sizes`, for the programs of a single state a channel.
+
+    Chunks of few steps, since the gradient holds four values of each in registers.
+    """
+    length, per_group = dt.shape[2], A.shape[1] // B.shape[3]
+    block = min(power_of_2(per_group), 32)
+    chunks = max(2, min(_SCALAR_CHUNKS, power_of_2(-(-length // _SCALAR_STEPS))))
+    return {
+        "length": length,
+        "reverse": _flags(reverse),
+        "E": per_group,
+        "K": dt.shape[1],
+        "G": B.shape[3],
+        "PER_GROUP": triton.cdiv(per_group, block),
+        "HAS_INDEX": index is not None,
+        "CHUNKS": chunks,
+        "STEPS": min(_SCALAR_STEPS, -(-length // chunks)),
+        "BLOCK_D": block,
+        "num_warps": max(1, min(8, chunks * block // 128)),
     }
 
 

@@ -14,13 +14,15 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+FILES = ("test_backends_agree.py", "test_triton_scalar_gradient.py")
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the Triton programs themselves")
 def test_triton_agrees_with_the_twin_in_the_interpreter() -> None:
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
     done = subprocess.run(
-        [*command, str(here / "test_backends_agree.py")],
+        [*command, *(str(here / name) for name in FILES)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
