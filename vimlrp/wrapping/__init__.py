@@ -36,6 +36,8 @@ _TABLE: Table = {
     **transformers.TABLE,
 }
 
+_SPREAD = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 _lock = Lock()
 _wrapped: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
 
@@ -62,9 +64,11 @@ def wrap(model: nn.Module) -> nn.Module:
         >>> model = timm.create_model("resnet18")  # doctest: +SKIP
         >>> print(vimlrp.wrap(model))  # where rules act  # doctest: +SKIP
     """
-    _check_bare(model)
-    if any(isinstance(module, Site) for module in model.modules()):
+    # Quick for a model built from sites, since this runs for every batch: what is compiled inside
+    # one is refused when it is explained.
+    if not _is_wrapper(model) and any(isinstance(module, Site) for module in model.modules()):
         return model
+    _check_bare(model)
     rebuilt = official.rebuild(model)
     return _kept(model) if rebuilt is None else rebuilt
 
@@ -81,9 +85,14 @@ def _kept(model: nn.Module) -> nn.Module:
     return known[1]
 
 
+def _is_wrapper(model: nn.Module) -> bool:
+    compiled = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    return compiled or isinstance(model, _SPREAD)
+
+
 def _check_bare(model: nn.Module) -> None:
     check_eager(model)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    if isinstance(model, _SPREAD):
         raise UnsupportedModelError(
             f"the model is inside a {type(model).__name__}: give model.module, the model itself"
         )
