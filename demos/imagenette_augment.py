@@ -75,13 +75,18 @@ def _tilts(count: int, generator: torch.Generator) -> Tensor:
 def _colour(images: Tensor, generator: torch.Generator) -> Tensor:
     """Brightness, contrast and saturation within 40 %, and one image in ten in grey."""
     shape = (len(images), 1, 1, 1)
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     images = images * _uniform(shape, 0.6, 1.4, generator)
     centre = images.mean((1, 2, 3), keepdim=True)
     images = centre + (images - centre) * _uniform(shape, 0.6, 1.4, generator)
-    grey = (images * weights).sum(1, keepdim=True)
+    grey = _grey(images)
     amount = _uniform(shape, 0.6, 1.4, generator) * (_uniform(shape, 0, 1, generator) > 0.1)
     return (grey + (images - grey) * amount).clamp(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Luma of Rec. 601, (B, 1, H, W)."""
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def _sharpness(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,8 +97,7 @@ def _sharpness(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _one_of_three(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Grey, solarised above one half, or blurred; each a third of `probability`."""
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    grey = (images * weights).sum(1, keepdim=True).expand_as(images)
+    grey = _grey(images).expand_as(images)
     solarised = torch.where(images < 0.5, images, 1 - images)
     drawn = _uniform((len(images), 1, 1, 1), 0, 3 / probability, generator)
     images = torch.where(drawn < 1, grey, images)

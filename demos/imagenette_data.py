@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,13 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Subtract ImageNet's mean and divide by its deviation, per channel."""
-    mean, std = images.new_tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]).view(2, 3, 1, 1)
+    mean, std = _statistics(images.device)
     normalised: Tensor = (images - mean) / std
     return normalised
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, (3, 1, 1) each; kept, since a copy to a GPU waits for all its work."""
+    both = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]).view(2, 3, 1, 1).to(device)
+    return both[0], both[1]

@@ -17,6 +17,8 @@ from imagenette_data import CLASSES, Split
 from imagenette_recipes import Recipe
 from torch import Tensor, nn
 
+import vimlrp  # noqa: F401  # its import registers the models with timm
+
 __all__ = ["RecipeError", "Training", "create"]
 
 

@@ -230,3 +230,40 @@ def test_the_command_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     nowhere = run(tmp_path / "nowhere", tmp_path)
     assert nowhere.exit_code == 1
     assert "imagenette2-160" in nowhere.output
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("model", ["test_vim", "test_vmamba"])
+def test_graphs_train_as_launches_do(model: str, folder: Path) -> None:
+    gpu = torch.device("cuda")
+    data = load(folder, "train", gpu)
+    recipe = recipe_of(model, epochs=4, batch=16, sizes=RECIPE.sizes, drop_path=0.0)
+    graphed, launched = (
+        Training(recipe, gpu, Training(recipe, gpu).model, graphs=graphs)
+        for graphs in (True, False)
+    )
+    for _ in range(4):  # over the change of size
+        assert graphed.run_epoch(data) == pytest.approx(launched.run_epoch(data), abs=0.02)
+    assert "forward" not in graphed.model.__dict__
+    for (name, a), b in zip(
+        graphed.model.named_parameters(), launched.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=0, msg=name)
+
+
+@needs_gpu
+def test_graphs_drop_other_branches_at_every_step() -> None:
+    gpu = torch.device("cuda")
+    training = Training(recipe_of("test_vim", drop_path=0.5), gpu, graphs=True)
+    training.model.train()
+    training.prepare(64)
+    images = torch.randn(training.recipe.batch, 3, 64, 64, device=gpu)
+    torch.manual_seed(0)
+    first, second = (training.forward(images).detach().clone() for _ in range(2))
+    torch.manual_seed(0)
+    again = training.forward(images).detach().clone()
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, again)
