@@ -68,14 +68,17 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        height, width = x.shape[1:3]
+        sides, routes = x.shape[1:3], self.routes(x)
         x = self.in_proj(x)
         x, z = x.chunk(2, dim=-1) if self.gated else (x, None)  # (B, H, W, E) each
         u = self.act(self.conv2d(x)).flatten(1, 2)  # (B, L, E)
-        routes = _routes(height, width, u.device)
         y = self.scan(u, *self._scan_parameters(u), routes)  # (B, 4, L, E)
-        y = self.out_norm(y.sum(dim=1)).unflatten(1, (height, width))
+        y = self.out_norm(y.sum(dim=1)).unflatten(1, sides)
         return self.out_proj(y if z is None else self.gate(y, self.gate_act(z)))
+
+    def routes(self, x: Tensor) -> ScanOrder:
+        """The routes over a map (B, H, W, C)."""
+        return _routes(x.shape[1], x.shape[2], x.device)
 
     def _scan_parameters(self, u: Tensor) -> tuple[Tensor, ...]:
         """Dt (B, 4, L, E), A (4, E, N), B and C (B, 4, L, N), D (4, E)."""

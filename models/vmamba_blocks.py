@@ -1,16 +1,17 @@
 """The blocks and stages of VMamba (Liu et al., NeurIPS 2024, figure 3), on maps (B, H, W, C)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vimlrp.models.fused_ss2d import Plan, plans_of, run
 from vimlrp.models.ss2d import SS2D
 from vimlrp.sites import Activation, LayerNorm, Linear, Residual
 
-__all__ = ["Block", "Mlp", "Stage"]
+__all__ = ["Block", "Blocks", "Mlp", "Stage"]
 
 
 class Mlp(nn.Module):
@@ -59,12 +60,25 @@ class Block(nn.Module):
             self.mlp = Mlp(dim, int(mlp_ratio * dim))
             self.residual2 = Residual()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
+    def forward(self, x: Tensor, plan: Plan | None = None) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C); with a plan the block runs as one operation."""
+        if plan is not None:
+            return run(plan, self, x, self.op.routes(x))
         x = self.residual(x, self.drop_path(self.op(self.norm(x))))
         if self.mlp is None:
             return x
         return self.residual2(x, self.drop_path(self.mlp(self.norm2(x))))
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after the other, each as one operation where an explanation's rules allow it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        blocks = cast("list[Block]", list(self))
+        for block, plan in zip(blocks, plans_of(blocks), strict=True):
+            x = block(x) if plan is None else block(x, plan)
+        return x
 
 
 class Stage(nn.Module):
@@ -78,7 +92,7 @@ class Stage(nn.Module):
     def __init__(self, blocks: Sequence[Block], downsample: nn.Module) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(*blocks)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
