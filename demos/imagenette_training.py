@@ -30,7 +30,7 @@ def create(name: str, **options: Any) -> nn.Module:
     """A model for Imagenette that takes images of any size."""
     model = timm.create_model(name, num_classes=CLASSES, **options)
     if hasattr(model, "dynamic_img_size"):
-        model.dynamic_img_size = True
+        model.dynamic_img_size = True  # type: ignore[assignment]
     return model
 
 
@@ -100,7 +100,7 @@ class Training:
             logits = self.forward(images)
         loss = self._loss(logits.float(), targets, images)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimiser.step()
         return loss.detach()

@@ -3,9 +3,10 @@
     python demos/train_imagenette.py --data imagenette128.zip --out runs/vim
 
 trains on one GPU in minutes (on a CPU in days). Interrupted, or stopped by --minutes, the same
-command goes on from the last checkpoint, and the pieces add up to what one run computes. A
-checkpoint is files of at most 15 MiB, all of which have to be there to go on. The results are the
-averaged (EMA) weights in float16 and a record of what they reach and how they were made.
+command goes on from the last checkpoint, and the pieces add up to what one run computes: bit for
+bit on a CPU, up to the order of a GPU's sums there. A checkpoint is files of about 15 MiB at most,
+all of which have to be there to go on. The results are the averaged (EMA) weights in float16 and a
+record of what they reach and how they were made.
 
 Both models on one H200, ten minutes each; the second one learns from the first, too:
 
@@ -15,7 +16,7 @@ Both models on one H200, ten minutes each; the second one learns from the first,
     VIM="--model vim_nano_patch16_224 --out runs/vim --teacher $TEACHER"
 
     $TRAIN $VMAMBA --measure 9                  # prints how many epochs fit into 9 minutes: E
-    $TRAIN $VMAMBA --epochs E --minutes 5       # repeat until it says that it wrote epoch E
+    $TRAIN $VMAMBA --epochs E --minutes 5       # repeat until it has reached epoch E
     $TRAIN $VIM --measure 9
     $TRAIN $VIM --epochs E --minutes 5
 """
