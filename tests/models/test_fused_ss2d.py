@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from helpers import enliven, images, random, relative_error, seeded
+from helpers import images, random, relative_error
+from small_vmamba import GENERATIONS, small_vmamba
 
 import vimlrp
 from vimlrp.engine import FUSE_VARIABLE
-from vimlrp.models import VMamba, fused_ss2d
+from vimlrp.kernels import backends
+from vimlrp.models import fused_ss2d
 
-SMALL = {"img_size": 32, "num_classes": 5, "dim": 8, "depths": (1, 2), "d_state": 2}
 FUSIBLE = (
     "mambalrp",
     "without_gamma_rule",
@@ -31,17 +32,9 @@ COMPOSED = (
 )
 
 
-def small_vmamba(*, dtype=torch.float64, **options):
-    """A VMamba of three narrow blocks whose every weight matters."""
-    with seeded():
-        model = VMamba(**{**SMALL, **options}).to(dtype).eval()
-    enliven(model)
-    return model
-
-
-@pytest.fixture(params=["v0", "v2"])
+@pytest.fixture(params=GENERATIONS)
 def vmamba(request):
-    return small_vmamba(generation=request.param, mlp_ratio=4.0 * (request.param == "v2"))
+    return small_vmamba(generation=request.param)
 
 
 @pytest.fixture
@@ -72,6 +65,18 @@ def fuse(monkeypatch):
     return both
 
 
+@pytest.fixture
+def full_precision():
+    """Products in float32 on a GPU too, and the settings as before afterwards."""
+    parts = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "ieee"
+    yield
+    for part, precision in zip(parts, before, strict=True):
+        part.fp32_precision = precision
+
+
 def blocks_of(model):
     return [block for stage in model.layers for block in stage.blocks]
 
@@ -95,7 +100,7 @@ def test_every_composite_that_fuses_gives_the_composed_numbers(fuse, runs, compo
 
 @pytest.mark.parametrize("composite", FUSIBLE[:3] + FUSIBLE_GATES, ids=str)
 def test_the_first_generation_fuses_too(fuse, runs, composite):
-    model = small_vmamba(generation="v0", mlp_ratio=0.0)
+    model = small_vmamba(generation="v0")
     composed, ours = fuse(model, images(3), composite=composite, target=[0, 1, 2])
     assert runs == blocks_of(model)
     assert_same(ours, composed, 1e-12)
@@ -112,7 +117,7 @@ def test_every_other_composite_runs_by_its_sites(vmamba, fuse, runs, composite):
     "composite", ["without_gate_rule", {"layers.0.blocks.0.op.gate": "gradient"}]
 )
 def test_another_rule_of_the_gate_runs_by_sites(fuse, runs, composite):
-    model = small_vmamba(generation="v0", mlp_ratio=0.0)
+    model = small_vmamba(generation="v0")
     composed, ours = fuse(model, images(2), composite=composite)
     assert runs == ([] if composite == "without_gate_rule" else blocks_of(model)[1:])
     assert_same(ours, composed, 1e-12)
@@ -121,11 +126,11 @@ def test_another_rule_of_the_gate_runs_by_sites(fuse, runs, composite):
 @pytest.mark.parametrize(
     "options",
     [
-        {"d_state": 1},
+        {"d_state": 2},
         {"ssm_ratio": 2.0},
         {"mlp_ratio": 0.0},
         {"mlp_ratio": 1.5},
-        {"generation": "v0", "d_state": 5, "ssm_ratio": 2.0},
+        {"generation": "v0", "d_state": 5, "mlp_ratio": 2.0},
         {"dim": 24},
     ],
     ids=str,
@@ -206,7 +211,7 @@ def test_the_account_of_a_fused_pass_adds_up(vmamba, monkeypatch):
 
 def kept_values(depth):
     """How many values autograd keeps during an explanation."""
-    model, sizes = small_vmamba(depths=(depth,)), []
+    model, sizes = small_vmamba(depths=(depth,), d_state=2), []
     vimlrp.explain(model, images(2))  # the guard's own pass is not the question
 
     def pack(x):
@@ -285,16 +290,16 @@ def test_autocast_runs_by_sites(monkeypatch, runs):
     assert runs == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
-@pytest.mark.parametrize("generation", ["v0", "v2"])
-def test_a_gpu_gives_the_composed_numbers(fuse, runs, generation):
-    model = small_vmamba(dtype=torch.float32, generation=generation).cuda()
-    x = images(2, dtype=torch.float32).cuda()
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        composed, ours = fuse(model, x, target=1)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-    assert len(runs) == len(blocks_of(model))
+@pytest.mark.skipif(
+    not any(b.name == "triton" and b.usable for b in backends()),
+    reason="Triton runs here neither on a GPU nor in its interpreter",
+)
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.usefixtures("full_precision")
+def test_triton_programs_give_the_composed_numbers(fuse, runs, monkeypatch, generation):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = small_vmamba(dtype=torch.float32, generation=generation).to(device)
+    monkeypatch.setenv("VIMLRP_BACKEND", "triton")
+    composed, ours = fuse(model, images(1, 16, dtype=torch.float32).to(device), target=1)
+    assert runs == blocks_of(model)
     assert_same(ours, composed, 1e-5)
