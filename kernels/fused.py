@@ -21,6 +21,7 @@ from torch import Tensor
 from vimlrp.errors import KernelError
 from vimlrp.kernels import fused_native, fused_reference
 from vimlrp.kernels.backends import choose
+from vimlrp.kernels.fused_checks import check_kinds, check_rank, check_room, check_shape
 from vimlrp.kernels.reference import compute_dtype
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
 ]
 
 _BACKENDS = ("auto", "reference", "native", "triton")
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 8
 
 
@@ -59,10 +59,10 @@ def add_rms_norm(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(hidden=hidden, residual=residual, weight=weight)
-    _check_rank("hidden", hidden, "B, L, D")
-    _check_shape("residual", residual, hidden.shape, "hidden")
-    _check_shape("weight", weight, hidden.shape[2:], "hidden")
+    check_kinds(hidden=hidden, residual=residual, weight=weight)
+    check_rank("hidden", hidden, "B, L, D")
+    check_shape("residual", residual, hidden.shape, "hidden")
+    check_shape("weight", weight, hidden.shape[2:], "hidden")
     run = _programs(backend, hidden, residual, weight)
     return run.add_rms_norm(hidden, residual, weight, eps)
 
@@ -91,11 +91,11 @@ def norm_relevance(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(at_normed=at_normed, at_stream=at_stream, weight=weight, inverse=inverse)
-    _check_rank("at_normed", at_normed, "B, L, D")
-    _check_shape("at_stream", at_stream, at_normed.shape, "at_normed")
-    _check_shape("weight", weight, at_normed.shape[2:], "at_normed")
-    _check_shape("inverse", inverse, at_normed.shape[:2], "at_normed")
+    check_kinds(at_normed=at_normed, at_stream=at_stream, weight=weight, inverse=inverse)
+    check_rank("at_normed", at_normed, "B, L, D")
+    check_shape("at_stream", at_stream, at_normed.shape, "at_normed")
+    check_shape("weight", weight, at_normed.shape[2:], "at_normed")
+    check_shape("inverse", inverse, at_normed.shape[:2], "at_normed")
     run = _programs(backend, at_normed, at_stream, weight, inverse)
     return run.norm_relevance(at_normed, at_stream, weight, inverse)
 
@@ -124,7 +124,7 @@ def conv_silu(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(x=x, weight=weight, bias=bias)
+    check_kinds(x=x, weight=weight, bias=bias)
     _check_convolution(x, weight, bias, reverse)
     run = _programs(backend, x, weight, bias)
     return run.conv_silu(x, weight, bias, tuple(map(bool, reverse)))
@@ -168,10 +168,10 @@ def conv_silu_relevance(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(x=x, at_u=at_u, weight=weight, bias=bias, out_x=out_x)
+    check_kinds(x=x, at_u=at_u, weight=weight, bias=bias, out_x=out_x)
     _check_convolution(x, weight, bias, reverse)
-    _check_shape("at_u", at_u, (x.shape[0], len(weight), *x.shape[1:]), "x and weight")
-    _check_room("out_x", out_x, x.shape)
+    check_shape("at_u", at_u, (x.shape[0], len(weight), *x.shape[1:]), "x and weight")
+    check_room("out_x", out_x, x.shape)
     if not 0 <= gamma < math.inf:
         raise KernelError(f"gamma is {gamma}; give a finite number of 0 or more.")
     run = _programs(backend, x, at_u, weight, bias, out_x)
@@ -196,9 +196,9 @@ def gate(y: Tensor, z: Tensor, scale: float, *, backend: str = "auto") -> tuple[
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(y=y, z=z)
-    _check_rank("y", y, "B, K, L, E")
-    _check_shape("z", z, (y.shape[0], *y.shape[2:]), "y")
+    check_kinds(y=y, z=z)
+    check_rank("y", y, "B, K, L, E")
+    check_shape("z", z, (y.shape[0], *y.shape[2:]), "y")
     return _programs(backend, y, z).gate(y, z, scale)
 
 
@@ -234,11 +234,11 @@ def gate_relevance(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(at_gated=at_gated, signal=signal, z=z, out_z=out_z)
-    _check_rank("at_gated", at_gated, "B, L, E")
-    _check_shape("signal", signal, at_gated.shape, "at_gated")
-    _check_shape("z", z, at_gated.shape, "at_gated")
-    _check_room("out_z", out_z, z.shape)
+    check_kinds(at_gated=at_gated, signal=signal, z=z, out_z=out_z)
+    check_rank("at_gated", at_gated, "B, L, E")
+    check_shape("signal", signal, at_gated.shape, "at_gated")
+    check_shape("z", z, at_gated.shape, "at_gated")
+    check_room("out_z", out_z, z.shape)
     run = _programs(backend, at_gated, signal, z, out_z)
     return run.gate_relevance(at_gated, signal, z, share_signal, share_gate, scale, out_z)
 
@@ -259,12 +259,12 @@ def step(low: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") ->
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(low=low, weight=weight, bias=bias)
-    _check_rank("low", low, "B, K, L, R")
-    _check_rank("weight", weight, "K, E, R")
+    check_kinds(low=low, weight=weight, bias=bias)
+    check_rank("low", low, "B, K, L, R")
+    check_rank("weight", weight, "K, E, R")
     channels = weight.shape[1]
-    _check_shape("weight", weight, (low.shape[1], channels, low.shape[3]), "low")
-    _check_shape("bias", bias, (low.shape[1], channels), "weight")
+    check_shape("weight", weight, (low.shape[1], channels, low.shape[3]), "low")
+    check_shape("bias", bias, (low.shape[1], channels), "weight")
     return _programs(backend, low, weight, bias).step(low, weight, bias)
 
 
@@ -290,40 +290,10 @@ def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
     return fused_triton
 
 
-def _check_kinds(**tensors: Tensor | None) -> None:
-    """All floating point, all on the device of the first."""
-    given = {name: x for name, x in tensors.items() if x is not None}
-    first = next(iter(given))
-    for name, x in given.items():
-        if x.dtype not in _DTYPES:
-            raise KernelError(
-                f"{name} has dtype {x.dtype}; give float64, float32, bfloat16 or float16."
-            )
-        if x.device != given[first].device:
-            raise KernelError(
-                f"{name} lies on {x.device} and {first} on {given[first].device}; move both to "
-                "one device."
-            )
-
-
-def _check_rank(name: str, x: Tensor, axes: str) -> None:
-    if x.dim() != axes.count(",") + 1 or 0 in x.shape[1:]:
-        raise KernelError(
-            f"{name} has shape {tuple(x.shape)}; it must be ({axes}), each but B at least 1."
-        )
-
-
-def _check_shape(name: str, x: Tensor | None, shape: Sequence[int], given: str) -> None:
-    if x is not None and tuple(x.shape) != tuple(shape):
-        raise KernelError(
-            f"{name} has shape {tuple(x.shape)}; with {given} as given it must be {tuple(shape)}."
-        )
-
-
 def _check_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, reverse: Sequence[bool]
 ) -> None:
-    _check_rank("x", x, "B, L, E")
+    check_rank("x", x, "B, L, E")
     channels = x.shape[2]
     if weight.dim() != 3 or weight.shape[1] != channels or not 1 <= weight.shape[2] <= _WIDEST:
         raise KernelError(
@@ -335,14 +305,4 @@ def _check_convolution(
             f"There are {len(reverse)} flags in reverse and {len(weight)} directions in weight "
             "(its first dimension); give one flag a direction, and at least one direction."
         )
-    _check_shape("bias", bias, (len(weight), channels), "weight")
-
-
-def _check_room(name: str, x: Tensor | None, shape: Sequence[int]) -> None:
-    """An output given by the caller: its rows may be apart, its channels must be neighbours."""
-    _check_shape(name, x, shape, "the input")
-    if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
-        raise KernelError(
-            f"{name} has stride {x.stride(-1)} along its last axis; give a tensor or view whose "
-            "last axis is contiguous."
-        )
+    check_shape("bias", bias, (len(weight), channels), "weight")

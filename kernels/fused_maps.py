@@ -19,7 +19,7 @@ from torch import Tensor
 from vimlrp.errors import KernelError
 from vimlrp.kernels import fused_maps_reference
 from vimlrp.kernels.backends import choose
-from vimlrp.kernels.fused import _check_kinds, _check_rank, _check_room, _check_shape
+from vimlrp.kernels.fused_checks import check_kinds, check_rank, check_room, check_shape
 from vimlrp.kernels.reference import compute_dtype
 
 __all__ = [
@@ -54,10 +54,10 @@ def layer_norm(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(y=y, weight=weight, bias=bias)
-    _check_rank("y", y, "B, K, L, C")
-    _check_shape("weight", weight, y.shape[3:], "y")
-    _check_shape("bias", bias, y.shape[3:], "y")
+    check_kinds(y=y, weight=weight, bias=bias)
+    check_rank("y", y, "B, K, L, C")
+    check_shape("weight", weight, y.shape[3:], "y")
+    check_shape("bias", bias, y.shape[3:], "y")
     return _programs(backend, y, weight, bias).layer_norm(y, weight, bias, eps)
 
 
@@ -90,11 +90,11 @@ def add_layer_norm(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(x=x, branch=branch, weight=weight, bias=bias, after=after)
-    _check_rank("x", x, "B, L, C")
-    _check_shape("branch", branch, x.shape, "x")
+    check_kinds(x=x, branch=branch, weight=weight, bias=bias, after=after)
+    check_rank("x", x, "B, L, C")
+    check_shape("branch", branch, x.shape, "x")
     for name, row in (("weight", weight), ("bias", bias), ("after", after)):
-        _check_shape(name, row, x.shape[2:], "x")
+        check_shape(name, row, x.shape[2:], "x")
     run = _programs(backend, x, branch, weight, bias, after)
     return run.add_layer_norm(x, branch, weight, bias, eps, after)
 
@@ -131,15 +131,15 @@ def layer_norm_relevance(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(
+    check_kinds(
         at_normed=at_normed, at_stream=at_stream, weight=weight, bias=bias, inverse=inverse,
         after=after,
     )  # fmt: skip
-    _check_rank("at_normed", at_normed, "B, L, C")
-    _check_shape("at_stream", at_stream, at_normed.shape, "at_normed")
+    check_rank("at_normed", at_normed, "B, L, C")
+    check_shape("at_stream", at_stream, at_normed.shape, "at_normed")
     for name, row in (("weight", weight), ("bias", bias), ("after", after)):
-        _check_shape(name, row, at_normed.shape[2:], "at_normed")
-    _check_shape("inverse", inverse, at_normed.shape[:2], "at_normed")
+        check_shape(name, row, at_normed.shape[2:], "at_normed")
+    check_shape("inverse", inverse, at_normed.shape[:2], "at_normed")
     run = _programs(backend, at_normed, at_stream, weight, bias, inverse, after)
     return run.layer_norm_relevance(at_normed, at_stream, weight, bias, inverse, after)
 
@@ -160,7 +160,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: str = 
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(x=x, weight=weight, bias=bias)
+    check_kinds(x=x, weight=weight, bias=bias)
     _check_convolution(x, weight, bias)
     return _programs(backend, x, weight, bias).conv_silu(x, weight, bias)
 
@@ -198,11 +198,11 @@ def conv_silu_relevance(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(x=x, at_u=at_u, weight=weight, bias=bias, out_x=out_x)
+    check_kinds(x=x, at_u=at_u, weight=weight, bias=bias, out_x=out_x)
     _check_convolution(x, weight, bias)
-    _check_rank("at_u", at_u, "B, K, H, W, C")
-    _check_shape("at_u", at_u, (len(x), at_u.shape[1], *x.shape[1:]), "x")
-    _check_room("out_x", out_x, x.shape)
+    check_rank("at_u", at_u, "B, K, H, W, C")
+    check_shape("at_u", at_u, (len(x), at_u.shape[1], *x.shape[1:]), "x")
+    check_room("out_x", out_x, x.shape)
     if not 0 <= gamma < math.inf:
         raise KernelError(f"gamma is {gamma}; give a finite number of 0 or more.")
     run = _programs(backend, x, at_u, weight, bias, out_x)
@@ -230,10 +230,10 @@ def gelu_relevance(
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
-    _check_kinds(at=at, x=x, bias=bias)
-    _check_rank("at", at, "B, L, C")
-    _check_shape("x", x, at.shape, "at")
-    _check_shape("bias", bias, at.shape[2:], "at")
+    check_kinds(at=at, x=x, bias=bias)
+    check_rank("at", at, "B, L, C")
+    check_shape("x", x, at.shape, "at")
+    check_shape("bias", bias, at.shape[2:], "at")
     return _programs(backend, at, x, bias).gelu_relevance(at, x, bias)
 
 
@@ -254,6 +254,6 @@ def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
 
 
 def _check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    _check_rank("x", x, "B, H, W, C")
-    _check_shape("weight", weight, (x.shape[3], 3, 3), "x")
-    _check_shape("bias", bias, x.shape[3:], "x")
+    check_rank("x", x, "B, H, W, C")
+    check_shape("weight", weight, (x.shape[3], 3, 3), "x")
+    check_shape("bias", bias, x.shape[3:], "x")

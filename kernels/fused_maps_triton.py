@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from vimlrp.kernels.fused_launch import launch, present, rows, tile, tiles, whole_rows
 from vimlrp.kernels.fused_maps_triton_kernels import (
     conv_silu_map_kernel,
     conv_silu_map_relevance_kernel,
@@ -17,7 +18,6 @@ from vimlrp.kernels.fused_maps_triton_kernels import (
     layer_norm_kernel,
     layer_norm_relevance_kernel,
 )
-from vimlrp.kernels.fused_triton import _launch, _present, _rows, _tile, _tiles, _whole_rows
 
 __all__ = [
     "add_layer_norm",
@@ -60,19 +60,19 @@ def layer_norm_relevance(
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`fused_maps.layer_norm_relevance`."""
-    at_normed = _rows(at_normed)
-    summand = at_normed if at_stream is None else _rows(at_stream)
+    at_normed = rows(at_normed)
+    summand = at_normed if at_stream is None else rows(at_stream)
     shape, device = at_normed.shape, at_normed.device
     has_after = at_stream is not None and after is not None
-    sizes = _whole_rows(shape)
+    sizes = whole_rows(shape)
     parts = triton.cdiv(shape[1], sizes["BLOCK_T"])
     out = torch.empty(shape, dtype=at_normed.dtype, device=device)
     # Of the bias and of `after`, program by program.
     room = torch.empty if has_after else torch.zeros
     absorbed = room((2, len(out), parts), dtype=torch.float32, device=device)
-    _launch(
-        layer_norm_relevance_kernel, _tiles(shape, sizes), at_normed, summand,
-        weight.contiguous(), bias.contiguous(), inverse, _present(after, out), out, absorbed,
+    launch(
+        layer_norm_relevance_kernel, tiles(shape, sizes), at_normed, summand,
+        weight.contiguous(), bias.contiguous(), inverse, present(after, out), out, absorbed,
         at_normed.stride(), summand.stride(), inverse.stride(), shape[1], shape[2],
         HAS_STREAM=at_stream is not None, HAS_AFTER=has_after, **sizes,
     )  # fmt: skip
@@ -82,11 +82,11 @@ def layer_norm_relevance(
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`fused_maps.conv_silu`."""
-    x = _rows(x)
+    x = rows(x)
     u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     chunk, programs = _walk(x)
-    _launch(
-        conv_silu_map_kernel, programs, x, weight.contiguous(), _present(bias, x), u,
+    launch(
+        conv_silu_map_kernel, programs, x, weight.contiguous(), present(bias, x), u,
         x.stride(), u.stride(), x.shape[1], x.shape[2], chunk, x.shape[3], **_sizes(bias),
     )  # fmt: skip
     return u
@@ -101,14 +101,14 @@ def conv_silu_relevance(
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`fused_maps.conv_silu_relevance`."""
-    at_u, x = _rows(at_u), _rows(x)
+    at_u, x = rows(at_u), rows(x)
     at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out_x is None else out_x
     chunk, programs = _walk(x)
     per_sample = 0 if bias is None else programs // max(len(x), 1)
     absorbed = torch.empty((len(x), per_sample), dtype=torch.float32, device=x.device)
     route = at_u[:, 0]
-    _launch(
-        conv_silu_map_relevance_kernel, programs, at_u, x, weight.contiguous(), _present(bias, x),
+    launch(
+        conv_silu_map_relevance_kernel, programs, at_u, x, weight.contiguous(), present(bias, x),
         at_x, absorbed, route.stride(), x.stride(), at_x.stride(), at_u.stride(1),
         x.shape[1], x.shape[2], chunk, float(gamma), x.shape[3], K=at_u.shape[1], **_sizes(bias),
     )  # fmt: skip
@@ -117,13 +117,13 @@ def conv_silu_relevance(
 
 def gelu_relevance(at: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """`fused_maps.gelu_relevance`."""
-    at, x = _rows(at), _rows(x)
+    at, x = rows(at), rows(x)
     at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sizes = _tile(x.shape)
-    programs = _tiles(x.shape, sizes)
+    sizes = tile(x.shape)
+    programs = tiles(x.shape, sizes)
     per_sample = programs // max(len(x), 1)
     absorbed = torch.empty((len(x), per_sample), dtype=torch.float32, device=x.device)
-    _launch(
+    launch(
         gelu_relevance_kernel, programs, at, x, bias.contiguous(), at_x, absorbed,
         at.stride(), x.stride(), x.shape[1], x.shape[2], **sizes,
     )  # fmt: skip
@@ -139,20 +139,20 @@ def _normalise(
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum (B, K, L, C) over K, or add a branch, and normalise; the sum is kept with a branch."""
-    x = _rows(x)
+    x = rows(x)
     batch, routes, length, channels = x.shape
     shape = torch.Size((batch, length, channels))
     normed = torch.empty(shape, dtype=weight.dtype, device=x.device)
     inverse = torch.empty(shape[:2], dtype=torch.float32, device=x.device)
     stream = normed
     if branch is not None:
-        branch = _rows(branch)
+        branch = rows(branch)
         stream = torch.empty(shape, dtype=x.dtype, device=x.device)
     summand = normed if branch is None else branch
-    sizes = _whole_rows(shape)
-    _launch(
-        layer_norm_kernel, _tiles(shape, sizes), x, summand, weight.contiguous(),
-        bias.contiguous(), _present(after, normed), stream, normed, inverse,
+    sizes = whole_rows(shape)
+    launch(
+        layer_norm_kernel, tiles(shape, sizes), x, summand, weight.contiguous(),
+        bias.contiguous(), present(after, normed), stream, normed, inverse,
         x.stride(), summand.stride(), length, float(eps), channels, K=routes,
         HAS_BRANCH=branch is not None, HAS_AFTER=after is not None, **sizes,
     )  # fmt: skip

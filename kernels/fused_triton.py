@@ -4,13 +4,13 @@
 results in a fixed order, without atomic additions, so that a run repeats bit for bit.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from vimlrp.kernels.fused_launch import WARPS, launch, present, rows, tile, tiles, whole_rows
 from vimlrp.kernels.fused_triton_kernels import (
     add_rms_norm_kernel,
     conv_silu_kernel,
@@ -31,9 +31,6 @@ __all__ = [
     "step",
 ]
 
-# Elements of a tile: sixteen a thread of four warps.
-_TILE = 2048
-_WARPS = 4
 # Channels of a program that walks, two a thread.
 _CHANNELS = 256
 # Positions whose loads such a program has under way at once.
@@ -48,15 +45,15 @@ def add_rms_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`fused.add_rms_norm`."""
-    hidden, weight = _rows(hidden), weight.contiguous()
-    summand = hidden if residual is None else _rows(residual)
+    hidden, weight = rows(hidden), weight.contiguous()
+    summand = hidden if residual is None else rows(residual)
     shape = hidden.shape
     stream = torch.empty(shape, dtype=torch.float32, device=hidden.device)
     normed = torch.empty(shape, dtype=weight.dtype, device=hidden.device)
     inverse = torch.empty(shape[:2], dtype=torch.float32, device=hidden.device)
-    sizes = _whole_rows(shape)
-    _launch(
-        add_rms_norm_kernel, _tiles(shape, sizes), hidden, summand, weight, stream, normed, inverse,
+    sizes = whole_rows(shape)
+    launch(
+        add_rms_norm_kernel, tiles(shape, sizes), hidden, summand, weight, stream, normed, inverse,
         hidden.stride(), summand.stride(), shape[1], eps, shape[2],
         HAS_RESIDUAL=residual is not None, **sizes,
     )  # fmt: skip
@@ -67,13 +64,13 @@ def norm_relevance(
     at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
 ) -> Tensor:
     """`fused.norm_relevance`."""
-    at_normed, weight = _rows(at_normed), weight.contiguous()
-    summand = at_normed if at_stream is None else _rows(at_stream)
+    at_normed, weight = rows(at_normed), weight.contiguous()
+    summand = at_normed if at_stream is None else rows(at_stream)
     shape = at_normed.shape
     out = torch.empty(shape, dtype=torch.float32, device=at_normed.device)
-    sizes = _whole_rows(shape)
-    _launch(
-        norm_relevance_kernel, _tiles(shape, sizes), at_normed, summand, weight, inverse, out,
+    sizes = whole_rows(shape)
+    launch(
+        norm_relevance_kernel, tiles(shape, sizes), at_normed, summand, weight, inverse, out,
         at_normed.stride(), summand.stride(), inverse.stride(), shape[1], shape[2],
         HAS_STREAM=at_stream is not None, **sizes,
     )  # fmt: skip
@@ -82,11 +79,11 @@ def norm_relevance(
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:
     """`fused.conv_silu`."""
-    x = _rows(x)
+    x = rows(x)
     u = _directions_first((len(x), len(weight), *x.shape[1:]), x)
     chunk, sizes = _walk(x, weight, bias, reverse)
-    _launch(
-        conv_silu_kernel, _walks(x, chunk, sizes), x, weight.contiguous(), _present(bias, x), u,
+    launch(
+        conv_silu_kernel, _walks(x, chunk, sizes), x, weight.contiguous(), present(bias, x), u,
         x.stride(), u.stride(), x.shape[1], chunk, x.shape[2], **sizes,
     )  # fmt: skip
     return u
@@ -102,14 +99,14 @@ def conv_silu_relevance(
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`fused.conv_silu_relevance`."""
-    at_u, x = _rows(at_u), _rows(x)
+    at_u, x = rows(at_u), rows(x)
     at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out_x is None else out_x
     chunk, sizes = _walk(x, weight, bias, reverse)
     programs = _walks(x, chunk, sizes)
     per_sample = 0 if bias is None else programs // max(len(x), 1)
     absorbed = torch.empty((len(x), per_sample), dtype=torch.float32, device=x.device)
-    _launch(
-        conv_silu_relevance_kernel, programs, at_u, x, weight.contiguous(), _present(bias, x),
+    launch(
+        conv_silu_relevance_kernel, programs, at_u, x, weight.contiguous(), present(bias, x),
         at_x, absorbed, at_u.stride(), x.stride(), at_x.stride(), x.shape[1], chunk, float(gamma),
         x.shape[2], **sizes,
     )  # fmt: skip
@@ -118,11 +115,11 @@ def conv_silu_relevance(
 
 def gate(y: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """`fused.gate`."""
-    y, z = _rows(y), _rows(z)
+    y, z = rows(y), rows(z)
     gated, signal = (torch.empty(z.shape, dtype=y.dtype, device=y.device) for _ in range(2))
-    sizes = _tile(z.shape)
-    _launch(
-        gate_kernel, _tiles(z.shape, sizes), y, z, gated, signal, y.stride(), z.stride(),
+    sizes = tile(z.shape)
+    launch(
+        gate_kernel, tiles(z.shape, sizes), y, z, gated, signal, y.stride(), z.stride(),
         z.shape[1], float(scale), z.shape[2], K=y.shape[1], **sizes,
     )  # fmt: skip
     return gated, signal
@@ -138,12 +135,12 @@ def gate_relevance(
     out_z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`fused.gate_relevance`."""
-    at_gated, signal, z = _rows(at_gated), _rows(signal), _rows(z)
+    at_gated, signal, z = rows(at_gated), rows(signal), rows(z)
     at_y = torch.empty(z.shape, dtype=signal.dtype, device=z.device)
     at_z = torch.empty(z.shape, dtype=z.dtype, device=z.device) if out_z is None else out_z
-    sizes = _tile(z.shape)
-    _launch(
-        gate_relevance_kernel, _tiles(z.shape, sizes), at_gated, signal, z, at_y, at_z,
+    sizes = tile(z.shape)
+    launch(
+        gate_relevance_kernel, tiles(z.shape, sizes), at_gated, signal, z, at_y, at_z,
         at_gated.stride(), signal.stride(), z.stride(), at_z.stride(), z.shape[1],
         float(share_signal * scale), float(share_gate), z.shape[2], **sizes,
     )  # fmt: skip
@@ -152,16 +149,16 @@ def gate_relevance(
 
 def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`fused.step`."""
-    low = _rows(low)
+    low = rows(low)
     batch, directions, length, rank = low.shape
     channels = weight.shape[1]
     dt = _directions_first((batch, directions, length, channels), low)
-    rows = torch.Size((batch * directions, length, channels))
-    sizes = {"BLOCK_T": 64, "BLOCK_E": 128, "num_warps": _WARPS}
+    shape = torch.Size((batch * directions, length, channels))
+    sizes = {"BLOCK_T": 64, "BLOCK_E": 128, "num_warps": WARPS}
     # Matrix units multiply values of one type; Triton's interpreter cannot multiply bfloat16.
     wide = low.dtype != weight.dtype or not low.is_cuda
-    _launch(
-        step_kernel, _tiles(rows, sizes), low, weight, bias.contiguous(), dt,
+    launch(
+        step_kernel, tiles(shape, sizes), low, weight, bias.contiguous(), dt,
         low.stride(), weight.stride(), dt.stride(), length, rank, channels, K=directions, WIDE=wide,
         BLOCK_R=max(16, min(64, triton.next_power_of_2(rank))), **sizes,
     )  # fmt: skip
@@ -173,36 +170,6 @@ def _directions_first(shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
     batch, directions, length, channels = shape
     room = (directions, batch, length, channels)
     return torch.empty(room, dtype=like.dtype, device=like.device).transpose(0, 1)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """`x`, copied where neighbouring channels are apart in memory."""
-    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
-
-
-def _present(bias: Tensor | None, x: Tensor) -> Tensor:
-    """The bias, or for a program without one a tensor that it never reads."""
-    return x if bias is None else bias.contiguous()
-
-
-def _tile(shape: torch.Size) -> dict[str, Any]:
-    """The block sizes of programs that take a tile of (B, L, E) each."""
-    block_e = min(256, triton.next_power_of_2(shape[2]))
-    block_t = min(_TILE // block_e, triton.next_power_of_2(shape[1]))
-    return {"BLOCK_T": block_t, "BLOCK_E": block_e, "num_warps": _WARPS}
-
-
-def _whole_rows(shape: torch.Size) -> dict[str, Any]:
-    """The same where a tile must hold rows as a whole."""
-    block_e = triton.next_power_of_2(shape[2])
-    block_t = max(1, min(_TILE // block_e, triton.next_power_of_2(shape[1])))
-    warps = _WARPS if block_e <= 2 * _TILE else 16
-    return {"BLOCK_T": block_t, "BLOCK_E": block_e, "num_warps": warps}
-
-
-def _tiles(shape: torch.Size, sizes: dict[str, Any]) -> int:
-    rows = shape[0] * triton.cdiv(shape[1], sizes["BLOCK_T"])
-    return int(rows * triton.cdiv(shape[2], sizes["BLOCK_E"]))
 
 
 def _walk(
@@ -231,14 +198,3 @@ def _walk(
 def _walks(x: Tensor, chunk: int, sizes: dict[str, Any]) -> int:
     parts = triton.cdiv(x.shape[1], chunk)
     return int(len(x) * parts * triton.cdiv(x.shape[2], sizes["BLOCK_E"]))
-
-
-def _launch(kernel: Any, programs: int, *args: Any, **sizes: Any) -> None:
-    if programs:
-        with _on(args[0]):
-            kernel[(programs,)](*args, **sizes)
-
-
-def _on(x: Tensor) -> AbstractContextManager[Any]:
-    """Launch on the GPU of x; Triton's interpreter has none."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -5,7 +5,6 @@ order, without atomic additions, so that a run repeats bit for bit.
 """
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import triton
 from torch import Tensor
 
 from vimlrp.errors import KernelError
+from vimlrp.kernels.launching import on_device
 from vimlrp.kernels.triton_chunked import chunked_kernel, scalar_kernel
 from vimlrp.kernels.triton_gradient import gradient_kernel, states_kernel
 from vimlrp.kernels.triton_gradient_scalar import kept_kernel, scalar_gradient_kernel
@@ -123,7 +123,7 @@ def _launch_full(
     tile = _CHUNK * sizes["BLOCK_N"] * sizes["BLOCK_D"]
     grid = _grid(dt, B, sizes)
     states = dt.new_empty((grid[0], tile), dtype=torch.float32)
-    with _on(dy):
+    with on_device(dy):
         gradient_kernel[grid](
             *inputs, starts, states, *outputs, dt if index is None else index,
             *_strides(dy, u, dt, A, B, C, skip, starts, du, dA, dB, dD), **through, **sizes,
@@ -144,7 +144,7 @@ def _launch_scalar(
     wide = any(_is_wide(tensor) for tensor in (dy, u, dt, B, C, kept, dB))
     sizes = {**sizes, "WIDE": wide}
     grid, where = _grid(dt, B, sizes), dt if index is None else index
-    with _on(dy):
+    with on_device(dy):
         kept_kernel[grid](u, dt, A, B, kept, where, *_strides(u, dt, A, B, kept), **sizes)
         scalar_gradient_kernel[grid](
             *inputs, kept, *outputs, where,
@@ -183,7 +183,7 @@ def _run(
     regime = regime_of(dt.shape[0] * dt.shape[1] * A.shape[1], dt.shape[2], A.shape[2], per_group)
     # The programs load neighbouring channels of A together.
     A, skip = _channels_last(A), x if D is None else D
-    with _on(x):
+    with on_device(x):
         _KERNELS[regime.kernel][_grid(dt, into, regime.sizes(per_group))](
             x, dt, A, into, out_of, skip, y, dt if index is None else index,
             A.stride(0), A.stride(2), *_strides(x, dt, into, out_of, skip, y),
@@ -228,7 +228,7 @@ def _states_before_chunks(
     chunks = triton.cdiv(dt.shape[2], _CHUNK)
     shape = (*dt.shape[:2], chunks, A.shape[2], A.shape[1])
     starts = torch.empty(shape, dtype=torch.float32, device=dt.device)
-    with _on(u):
+    with on_device(u):
         states_kernel[_grid(dt, B, sizes)](
             u, dt, A, B, starts, dt if index is None else index,
             *_strides(u, dt, A, B, starts), **sizes,
@@ -307,8 +307,3 @@ def _grid(dt: Tensor, B: Tensor, sizes: dict[str, Any]) -> tuple[int]:
 
 def _strides(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(x.stride() for x in tensors)
-
-
-def _on(x: Tensor) -> AbstractContextManager[Any]:
-    """Launch on the GPU of x; Triton's interpreter has none."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
