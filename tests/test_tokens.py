@@ -32,8 +32,9 @@ def test_middle_stands_before_the_second_half():
 @pytest.mark.parametrize("grid", [(1, 1), (3, 1), (2, 5)])
 def test_every_place_is_filled_once(grid, place):
     layout = TokenLayout(grid, place)
-    indices = sorted([*layout.patch_index.tolist(), *layout.special])
-    assert indices == list(range(layout.length))
+    patches = layout.patches_of(torch.arange(layout.length).unsqueeze(0))[0].tolist()
+    assert patches == sorted(patches)
+    assert sorted([*patches, *layout.special]) == list(range(layout.length))
 
 
 @pytest.mark.parametrize("place", CLASS_TOKEN_PLACES)

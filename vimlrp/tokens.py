@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,13 +44,6 @@ class TokenLayout:
         places = {"middle": (m // 2,), "head": (0,), "tail": (m,), "double": (0, m + 1), "none": ()}
         return places[self.class_token]
 
-    @cached_property
-    def patch_index(self) -> Tensor:
-        """Sequence indices of the patches in row-major order, (M,) int64."""
-        keep = torch.ones(self.length, dtype=torch.bool)
-        keep[list(self.special)] = False
-        return keep.nonzero().squeeze(1)
-
     def insert(self, patches: Tensor, special: Tensor) -> Tensor:
         """Put the class tokens where they belong.
 
@@ -68,12 +62,13 @@ class TokenLayout:
         return torch.cat([*pieces, patches[:, start:]], dim=1)
 
     def patches_of(self, sequence: Tensor) -> Tensor:
-        """Pick the patches out of a sequence: (B, L, ...) to (B, M, ...)."""
-        return sequence.index_select(1, self.patch_index.to(sequence.device))
+        """Pick the patches out of a sequence in row-major order: (B, L, ...) to (B, M, ...)."""
+        # Slices and no index tensor, whose copy to a GPU would wait for it and end a graph capture.
+        edges = pairwise((-1, *self.special, self.length))
+        return torch.cat([sequence[:, last + 1 : place] for last, place in edges], dim=1)
 
     def special_of(self, sequence: Tensor) -> Tensor:
         """Pick the class tokens out of a sequence: (B, L, ...) to (B, S, ...)."""
-        # Slices and no index tensor, whose copy to a GPU would wait for it.
         if not self.special:
             return sequence[:, :0]
         return torch.cat([sequence[:, place : place + 1] for place in self.special], dim=1)
