@@ -164,7 +164,7 @@ def test_position_embedding_of_another_grid_is_interpolated(write, place):
     # Interpolation keeps a constant field constant, only where the class tokens stay apart.
     with torch.no_grad():
         source.pos_embed.fill_(100.0)
-        source.pos_embed[:, small.patch_index] = 1.0
+        source.pos_embed[:, [i for i in range(small.length) if i not in small.special]] = 1.0
     load_checkpoint(model, write(source.state_dict()))
     torch.testing.assert_close(
         large.patches_of(model.pos_embed), torch.ones(1, large.patch_count, 32)

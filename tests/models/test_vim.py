@@ -233,7 +233,8 @@ def test_interpolation_follows_rows_and_columns():
     model = make()
     rows = torch.arange(4.0).repeat_interleave(4)  # row of each patch, in row-major order
     with torch.no_grad():
-        model.pos_embed[0, model.layout.patch_index] = rows[:, None].expand(16, 32)
+        patches = [i for i in range(model.layout.length) if i not in model.layout.special]
+        model.pos_embed[0, patches] = rows[:, None].expand(16, 32)
     model.set_input_size((64, 128))
     grid = model.layout.patches_of(model.pos_embed)[0, :, 0].view(4, 8)
     torch.testing.assert_close(grid, torch.arange(4.0)[:, None].expand(4, 8))

@@ -42,7 +42,7 @@ def test_features_are_the_sequence_after_each_block(place):
     for own, expected, info in zip(maps, sequences, model.feature_info, strict=True):
         assert own.shape == (2, info["num_chs"], 3, 4)
         assert own.shape[2] == 24 // info["reduction"]
-        patches = expected[:, model.layout.patch_index]
+        patches = model.layout.patches_of(expected)
         assert relative_error(own.flatten(2).transpose(1, 2), patches) < 1e-12
 
 
@@ -67,7 +67,7 @@ def test_features_as_they_are_asked_for():
     last = model.forward_intermediates(x, indices=2, intermediates_only=True)
     assert all(map(torch.equal, last, maps[2:]))
     (normed,) = model.forward_intermediates(x, [-1], norm=True, intermediates_only=True)
-    patches = model.forward_features(x)[:, model.layout.patch_index]
+    patches = model.layout.patches_of(model.forward_features(x))
     assert torch.equal(normed.flatten(2).transpose(1, 2), patches)
 
 
