@@ -4,6 +4,7 @@ All reductions over blocks of channels and over the batch are sums of partial re
 order, without atomic additions, so that a run repeats bit for bit.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -180,7 +181,9 @@ def _run(
         relevance: Which of the two.
     """
     per_group = A.shape[1] // into.shape[3]
-    regime = regime_of(dt.shape[0] * dt.shape[1] * A.shape[1], dt.shape[2], A.shape[2], per_group)
+    regime = regime_of(
+        dt.shape[0] * dt.shape[1] * A.shape[1], dt.shape[2], A.shape[2], per_group, dt.element_size()
+    )
     # The programs load neighbouring channels of A together.
     A, skip = _channels_last(A), x if D is None else D
     with on_device(x):
@@ -189,9 +192,9 @@ def _run(
             A.stride(0), A.stride(2), *_strides(x, dt, into, out_of, skip, y),
             dt.shape[2], _flags(reverse), per_group, A.shape[2], dt.shape[1], into.shape[3],
             HAS_D=D is not None, HAS_INDEX=index is not None, RELEVANCE=relevance,
-            ALIGNED=_aligned(into) and _aligned(out_of),
+            ALIGNED=min(_alignment(into), _alignment(out_of)),
             WIDE=any(_is_wide(tensor) for tensor in (x, dt, into, out_of, y)),
-            **regime.sizes(per_group), **_pieces(regime, per_group),
+            **regime.sizes(per_group), **_pieces(regime, per_group, into, out_of),
         )  # fmt: skip
 
 
@@ -202,10 +205,12 @@ def _channels_last(A: Tensor) -> Tensor:
     return A.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _aligned(x: Tensor) -> bool:
-    """Whether the states of every position begin at a multiple of 16 bytes."""
+def _alignment(x: Tensor) -> int:
+    """Bytes, up to 16, of which the states of every position begin at a multiple; 0 if apart."""
+    if x.stride(-1) != 1:
+        return 0
     places = (x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1]))
-    return x.stride(-1) == 1 and all(place % 16 == 0 for place in places)
+    return math.gcd(16, *places)
 
 
 def _is_wide(x: Tensor) -> bool:
@@ -213,12 +218,22 @@ def _is_wide(x: Tensor) -> bool:
     return x.shape[2] * x.stride(2) >= 1 << 31
 
 
-def _pieces(regime: Regime, per_group: int) -> dict[str, Any]:
+def _pieces(regime: Regime, per_group: int, into: Tensor, out_of: Tensor) -> dict[str, Any]:
     """What a program does at a time."""
-    if regime.kernel == "sequential":
-        even = per_group % regime.block_d == 0
-        return {"EVEN": even, "AHEAD": regime.steps, "num_warps": regime.warps}
-    return {"CHUNKS": regime.chunks, "STEPS": regime.steps, "num_warps": regime.warps}
+    if regime.kernel != "sequential":
+        return {"CHUNKS": regime.chunks, "STEPS": regime.steps, "num_warps": regime.warps}
+    pieces = {
+        "EVEN": per_group % regime.block_d == 0,
+        "PAIRS": _pairs(into) and _pairs(out_of),
+        "AHEAD": regime.steps,
+        "num_warps": regime.warps,
+    }
+    return pieces if regime.registers is None else {**pieces, "maxnreg": regime.registers}
+
+
+def _pairs(x: Tensor) -> bool:
+    """Whether two neighbouring states can be loaded as one integer."""
+    return x.shape[-1] % 2 == 0 and _alignment(x) >= 2 * x.element_size()
 
 
 def _states_before_chunks(

@@ -13,9 +13,11 @@ __all__ = ["Regime", "regime_of"]
 # Channels of all rows and directions times states, up to which a GPU stands mostly idle step by
 # step: three images of Vim-small.
 _FEW = 3 * 2 * 768 * 16
-# The same up to which programs that go step by step are made smaller: a thread holds 16 values
+# The same up to which programs that go step by step are made smaller: a thread holds 8 values
 # instead of 32.
 _SEVERAL = 16 * 2 * 768 * 16
+# The same in float32, whose loads take more registers, up to which loads are issued further ahead.
+_WIDE_SEVERAL, _WIDE_MANY = 2 * _SEVERAL, 4 * _SEVERAL
 # Channels of a single state below which programs are made smaller, to have more of them.
 _FEW_SCALAR = 16 * 256
 
@@ -31,6 +33,8 @@ class Regime:
         chunks: Chunks that run side by side.
         steps: Steps of a chunk, or how many steps ahead loads are issued.
         warps: Of a program.
+        registers: Most registers of a thread, where fewer than the compiler would take let more
+            programs run side by side.
     """
 
     kernel: str
@@ -39,6 +43,7 @@ class Regime:
     chunks: int
     steps: int
     warps: int
+    registers: int | None = None
 
     def sizes(self, per_group: int) -> dict[str, int]:
         """Constants of the kernel that say how the channels of a group are cut."""
@@ -49,7 +54,7 @@ class Regime:
         }
 
 
-def regime_of(channels: int, length: int, states: int, per_group: int) -> Regime:
+def regime_of(channels: int, length: int, states: int, per_group: int, size: int) -> Regime:
     """Choose by the shape of a call.
 
     Args:
@@ -57,19 +62,25 @@ def regime_of(channels: int, length: int, states: int, per_group: int) -> Regime
         length: Steps of the sequence.
         states: Of a channel.
         per_group: Channels that share B and C.
+        size: Bytes of a value.
     """
     if states == 1:
         return _scalar(channels, length, per_group)
     if channels * states <= _FEW:
         return _chunked(length, states, per_group)
-    return _sequential(channels, states, per_group)
+    return _sequential(channels * states, power_of_2(states), per_group, size)
 
 
-def _sequential(channels: int, states: int, per_group: int) -> Regime:
-    block_n = power_of_2(states)
-    values = 16 if channels * states <= _SEVERAL else 32
-    block_d = max(4, min(2 * values, 32 * values // block_n))
-    return Regime("sequential", block_n, min(power_of_2(per_group), block_d), 1, 1, 1)
+def _sequential(work: int, block_n: int, per_group: int, size: int) -> Regime:
+    values, ahead, registers = 32, 2, None
+    if work <= _SEVERAL:
+        values = 8
+    elif size < 4:
+        registers = 112
+    elif work <= _WIDE_MANY:
+        values, ahead = (16 if work <= _WIDE_SEVERAL else 32), 4
+    block_d = min(power_of_2(per_group), max(4, min(2 * values, 32 * values // block_n)))
+    return Regime("sequential", block_n, block_d, 1, ahead, 1, registers)
 
 
 def _chunked(length: int, states: int, per_group: int) -> Regime:

@@ -13,12 +13,13 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_blocks_are_powers_of_two_that_a_program_can_hold(
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int, int], size: int
 ) -> None:
     _, length, states, channels = shape
-    regime = regime_of(*shape)
+    regime = regime_of(*shape, size)
     assert regime.block_n == power_of_2(states)
     assert regime.block_d & (regime.block_d - 1) == 0
     assert regime.block_d < 2 * channels
@@ -42,7 +43,7 @@ def test_blocks_are_powers_of_two_that_a_program_can_hold(
 def test_the_regime_follows_the_number_of_rows(
     shape: tuple[int, int, int, int], kernel: str
 ) -> None:
-    assert regime_of(*shape).kernel == kernel
+    assert regime_of(*shape, 2).kernel == kernel
 
 
 @pytest.mark.parametrize("per_group", [1, 31, 32, 33, 768])
