@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vimlrp.kernels.fused_launch import WARPS, launch, present, rows, tile, tiles, whole_rows
+from vimlrp.kernels.fused_launch import launch, present, rows, tile, tiles, whole_rows
 from vimlrp.kernels.fused_triton_kernels import (
     add_rms_norm_kernel,
     conv_silu_kernel,
@@ -32,9 +32,10 @@ __all__ = [
 ]
 
 # Channels of a program that walks, two a thread.
-_CHANNELS = 256
-# Positions whose loads such a program has under way at once.
-_UNROLL = 2
+_CHANNELS = 128
+# Positions whose loads such a program has under way at once, forward and in the relevance pass,
+# which holds more in registers.
+_UNROLL, _UNROLL_RELEVANCE = 4, 2
 # Positions that one walks: short enough to fill the GPU several times over, long enough that the
 # positions next to a chunk, which are read twice, are few.
 _LONGEST, _SHORTEST = 64, 16
@@ -81,7 +82,7 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[boo
     """`fused.conv_silu`."""
     x = rows(x)
     u = _directions_first((len(x), len(weight), *x.shape[1:]), x)
-    chunk, sizes = _walk(x, weight, bias, reverse)
+    chunk, sizes = _walk(x, weight, bias, reverse, _UNROLL)
     launch(
         conv_silu_kernel, _walks(x, chunk, sizes), x, weight.contiguous(), present(bias, x), u,
         x.stride(), u.stride(), x.shape[1], chunk, x.shape[2], **sizes,
@@ -101,7 +102,7 @@ def conv_silu_relevance(
     """`fused.conv_silu_relevance`."""
     at_u, x = rows(at_u), rows(x)
     at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out_x is None else out_x
-    chunk, sizes = _walk(x, weight, bias, reverse)
+    chunk, sizes = _walk(x, weight, bias, reverse, _UNROLL_RELEVANCE)
     programs = _walks(x, chunk, sizes)
     per_sample = 0 if bias is None else programs // max(len(x), 1)
     absorbed = torch.empty((len(x), per_sample), dtype=torch.float32, device=x.device)
@@ -154,12 +155,13 @@ def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     channels = weight.shape[1]
     dt = _directions_first((batch, directions, length, channels), low)
     shape = torch.Size((batch * directions, length, channels))
-    sizes = {"BLOCK_T": 64, "BLOCK_E": 128, "num_warps": WARPS}
+    sizes = {"BLOCK_T": 32, "BLOCK_E": 128, "num_warps": 2}
     # Matrix units multiply values of one type; Triton's interpreter cannot multiply bfloat16.
     wide = low.dtype != weight.dtype or not low.is_cuda
     launch(
         step_kernel, tiles(shape, sizes), low, weight, bias.contiguous(), dt,
         low.stride(), weight.stride(), dt.stride(), length, rank, channels, K=directions, WIDE=wide,
+        EVEN=channels % sizes["BLOCK_E"] == 0,
         BLOCK_R=max(16, min(64, triton.next_power_of_2(rank))), **sizes,
     )  # fmt: skip
     return dt
@@ -173,7 +175,7 @@ def _directions_first(shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
 
 
 def _walk(
-    x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]
+    x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...], unroll: int
 ) -> tuple[int, dict[str, Any]]:
     """The chunk of positions, and the constants, of programs that walk along the sequence."""
     batch, length, channels = x.shape
@@ -182,14 +184,14 @@ def _walk(
     wanted = triton.cdiv(_THREADS, max(1, batch * channels))
     parts = max(fewest, min(most, wanted))
     # The last positions of a chunk take width - 1 steps more; together they fill whole rounds.
-    steps = triton.cdiv(triton.cdiv(length, parts) + width - 1, _UNROLL) * _UNROLL
+    steps = triton.cdiv(triton.cdiv(length, parts) + width - 1, unroll) * unroll
     block = max(32, min(_CHANNELS, triton.next_power_of_2(channels)))
     return steps - width + 1, {
         "K": len(weight),
         "W": width,
         "REVERSE": sum(back << k for k, back in enumerate(reverse)),
         "HAS_BIAS": bias is not None,
-        "UNROLL": _UNROLL,
+        "UNROLL": unroll,
         "BLOCK_E": block,
         "num_warps": max(1, block // 64),
     }

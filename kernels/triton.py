@@ -180,10 +180,10 @@ def _run(
         y: The output.
         relevance: Which of the two.
     """
-    per_group = A.shape[1] // into.shape[3]
-    regime = regime_of(
-        dt.shape[0] * dt.shape[1] * A.shape[1], dt.shape[2], A.shape[2], per_group, dt.element_size()
-    )
+    (batch, directions, length), (_, channels, state) = dt.shape[:3], A.shape
+    per_group = channels // into.shape[3]
+    rows = batch * directions * channels
+    regime = regime_of(rows, length, state, per_group, dt.element_size())
     # The programs load neighbouring channels of A together.
     A, skip = _channels_last(A), x if D is None else D
     with on_device(x):

@@ -13,7 +13,7 @@ widen to float32 by a shift and a mask; the state then is two tiles, the even an
 # Tuples grow by concatenation, since a traced one has no other way to grow, in loops that unroll.
 # ruff: noqa: ANN001, ANN201, ANN202, RUF005
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# mypy: disable-error-code="assignment, unreachable, var-annotated"
+# mypy: disable-error-code="assignment, misc, unreachable, var-annotated"
 
 import triton
 import triton.language as tl
@@ -60,6 +60,21 @@ def states(x, at, n, has_n, stride, state, PAIRS: tl.constexpr, ALIGNED: tl.cons
     else:
         found = (tl.load(x + at * stride + n * state, has_n, 0.0).to(tl.float32),)
     return found
+
+
+@triton.jit
+def advance(h, y_t, x_t, dt_t, into, out_of, rate, RELEVANCE: tl.constexpr):
+    """A tile of states (N, D) one step on, and the sum of what it adds to the output (D,)."""
+    into, out_of = into[:, None], out_of[:, None]
+    decay = tl.exp2(dt_t[None, :] * rate)
+    if RELEVANCE:
+        h += into * x_t[None, :]
+        y_t += dt_t * tl.sum(out_of * h, 0)
+        h *= decay
+    else:
+        h = decay * h + into * (dt_t * x_t)[None, :]
+        y_t += tl.sum(out_of * h, 0)
+    return h, y_t
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -120,15 +135,9 @@ def sequential_kernel(
             y_t = skip * x_t if HAS_D else tl.zeros((BLOCK_D,), tl.float32)
             now = ()
             for tile in tl.static_range(tiles):
-                h, coming, going = hs[tile], in_t[tile][:, None], out_t[tile][:, None]
-                decay = tl.exp2(dt_t[None, :] * rates[tile])
-                if RELEVANCE:
-                    h += coming * x_t[None, :]
-                    y_t += dt_t * tl.sum(going * h, 0)
-                    h *= decay
-                else:
-                    h = decay * h + coming * (dt_t * x_t)[None, :]
-                    y_t += tl.sum(going * h, 0)
+                h, y_t = advance(
+                    hs[tile], y_t, x_t, dt_t, in_t[tile], out_t[tile], rates[tile], RELEVANCE
+                )
                 now = now + (h,)
             hs = now
             y_t = y_t.to(y.dtype.element_ty)

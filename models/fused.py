@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vimlrp.kernels import ScanOrder, fused, selective_scan, selective_scan_relevance
+from vimlrp.kernels import ScanOrder, fused, products, selective_scan, selective_scan_relevance
 from vimlrp.models.mixer import BidirectionalMixer
 from vimlrp.rules import (
     ConstantFactors,
@@ -42,8 +42,8 @@ class Plan:
         eps: Of the RMSNorm.
         in_proj: (2E, D).
         conv: Weights (2, E, W) and biases (2, E) of both directions.
-        x_proj: (2, R + 2N, E).
-        sizes: R, N and N.
+        x_proj: (2, R + 2N, E), and rows of zeros after them.
+        sizes: R, N, N and the number of rows after them.
         dt_proj: Weights (2, E, R) and biases (2, E).
         A: (2, E, N).
         D: (2, E).
@@ -58,7 +58,7 @@ class Plan:
     in_proj: Tensor
     conv: tuple[Tensor, Tensor]
     x_proj: Tensor
-    sizes: tuple[int, int, int]
+    sizes: tuple[int, int, int, int]
     dt_proj: tuple[Tensor, Tensor]
     A: Tensor
     D: Tensor
@@ -75,6 +75,9 @@ class Plan:
 _ORDER = ScanOrder.bidirectional()
 # Values of a branch up to which a batch is small: eight images of Vim-small.
 _SMALL = 8 * 200 * 384
+# On a GPU rows of the projection come in multiples of these, so that those of its result are
+# aligned in memory and load in wide pieces.
+_ALIGNED_ROWS = 16
 _REVERSE = _ORDER.reverse
 
 
@@ -175,6 +178,8 @@ def _constants(blocks: Sequence["Block"]) -> Iterator[_Constants]:
     taps = _both(mixers, lambda m: (m.conv1d.weight, m.conv1d_b.weight))[:, :, :, 0]
     shifts = _both(mixers, lambda m: (m.conv1d.bias, m.conv1d_b.bias))
     x_proj = _both(mixers, lambda m: (m.x_proj.weight, m.x_proj_b.weight))
+    if x_proj.is_cuda:
+        x_proj = F.pad(x_proj, (0, 0, 0, -x_proj.shape[2] % _ALIGNED_ROWS))
     # Neighbouring channels side by side in memory, as the kernels load them.
     steps = _both(mixers, lambda m: (m.dt_proj.weight.t(), m.dt_proj_b.weight.t())).mT
     biases = _both(mixers, lambda m: (m.dt_proj.bias, m.dt_proj_b.bias))
@@ -202,7 +207,7 @@ def _plan(block: "Block", both: _Constants, gamma: float, share: tuple[float, fl
         in_proj=mixer.in_proj.weight.detach(),
         conv=both.conv,
         x_proj=both.x_proj,
-        sizes=(mixer.rank, mixer.d_state, mixer.d_state),
+        sizes=(mixer.rank, mixer.d_state, mixer.d_state, _padding(mixer, both.x_proj)),
         dt_proj=both.dt_proj,
         A=both.A,
         D=both.D,
@@ -211,6 +216,10 @@ def _plan(block: "Block", both: _Constants, gamma: float, share: tuple[float, fl
         gamma=gamma,
         share=share,
     )
+
+
+def _padding(mixer: BidirectionalMixer, x_proj: Tensor) -> int:
+    return x_proj.shape[1] - mixer.rank - 2 * mixer.d_state
 
 
 def _recomputes(hidden: Tensor) -> bool:
@@ -228,8 +237,11 @@ def _project(u: Tensor, weight: Tensor) -> Tensor:
     if not rows.is_contiguous():
         return u @ weight.transpose(1, 2)
     # One product a direction instead of one a sample and direction.
-    out = torch.bmm(rows.flatten(1, 2), weight.transpose(1, 2))
-    return out.unflatten(1, rows.shape[1:3]).transpose(0, 1)
+    return (
+        products.linear_each(rows.flatten(1, 2), weight)
+        .unflatten(1, rows.shape[1:3])
+        .transpose(0, 1)
+    )
 
 
 class _FusedBlock(torch.autograd.Function):
@@ -243,39 +255,45 @@ class _FusedBlock(torch.autograd.Function):
         ctx: Any, hidden: Tensor, residual: Tensor | None, plan: Plan, block: Any, ledger: Any
     ) -> tuple[Tensor, Tensor]:
         stream, normed, inverse = fused.add_rms_norm(hidden, residual, plan.norm, plan.eps)
-        xz = F.linear(normed, plan.in_proj)
+        xz = products.linear(normed, plan.in_proj)
         x, z = xz.chunk(2, dim=-1)
         u = fused.conv_silu(x, *plan.conv, _REVERSE)
-        projected = _project(u, plan.x_proj)  # (B, 2, L, R + 2N)
-        low, b, c = projected.split(plan.sizes, dim=-1)
+        projected = _project(u, plan.x_proj)  # (B, 2, L, R + 2N + rows of padding)
+        low, b, c, _ = projected.split(plan.sizes, dim=-1)
         dt = plan.step(low)
         y = selective_scan(u, dt, plan.A, b, c, plan.D, order=_ORDER, grad="input")
-        gated, signal = fused.gate(y, z, plan.scale)
         large = (normed, None, None) if _recomputes(hidden) else (None, xz, dt)
+        del u, dt  # before the gate needs room
+        gated, signal = fused.gate(y, z, plan.scale)
+        del y
         ctx.save_for_backward(*large, inverse, projected, signal)
         ctx.plan, ctx.block, ctx.ledger = plan, block, ledger
         ctx.dtype, ctx.first = hidden.dtype, residual is None
-        return F.linear(gated, plan.out_proj), stream
+        return products.linear(gated, plan.out_proj), stream
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         at_out, at_stream = gradients
         normed, xz, dt, inverse, projected, signal = ctx.saved_tensors
         plan: Plan = ctx.plan
-        xz = F.linear(normed, plan.in_proj) if xz is None else xz
+        xz = products.linear(normed, plan.in_proj) if xz is None else xz
         x, z = xz.chunk(2, dim=-1)
         at_xz = torch.empty_like(xz)
         at_x, at_z = at_xz.chunk(2, dim=-1)
         at_y, _ = fused.gate_relevance(
-            at_out @ plan.out_proj, signal, z, *plan.share, plan.scale, out_z=at_z
-        )
-        low, b, c = projected.split(plan.sizes, dim=-1)
+            products.linear(at_out, plan.out_proj.t()),
+            signal, z, *plan.share, plan.scale, out_z=at_z,
+        )  # fmt: skip
+        low, b, c, _ = projected.split(plan.sizes, dim=-1)
         dt = plan.step(low) if dt is None else dt
         at_y = at_y.unsqueeze(1).expand(-1, 2, -1, -1)
         at_u = selective_scan_relevance(at_y, dt, plan.A, b, c, plan.D, order=_ORDER)
+        del dt, at_y  # before the convolution's relevance needs room
         _, absorbed = fused.conv_silu_relevance(
             at_u, x, *plan.conv, _REVERSE, plan.gamma, out_x=at_x
         )
+        del at_u
         ctx.ledger.append(Absorption("bias: convolution", ctx.block.mixer.conv1d, absorbed))
-        at = fused.norm_relevance(at_xz @ plan.in_proj, at_stream, plan.norm, inverse)
+        at_normed = products.linear(at_xz, plan.in_proj.t())
+        at = fused.norm_relevance(at_normed, at_stream, plan.norm, inverse)
         return at.to(ctx.dtype), None if ctx.first else at, None, None, None

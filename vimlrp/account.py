@@ -33,11 +33,12 @@ class Account:
             pixels: The sum over the pixels, (B,).
             absorptions: What left the stream anywhere.
         """
-        parts = {"pixels": pixels}
+        shares: dict[str, list[Tensor]] = {}
         for absorption in absorptions:
             # Windows of a map may have been run as samples of their own.
-            share = absorption.share.view(len(target), -1).sum(1)
-            parts[absorption.kind] = parts.get(absorption.kind, torch.zeros_like(share)) + share
+            shares.setdefault(absorption.kind, []).append(absorption.share.view(len(target), -1))
+        # One sum a kind: a small sum on a GPU costs a launch, whatever its size.
+        parts = {"pixels": pixels, **{kind: torch.cat(s, 1).sum(1) for kind, s in shares.items()}}
         first = [kind for kind in ("pixels", "class token", "position embedding") if kind in parts]
         order = first + sorted(set(parts) - set(first))
         return cls(target.detach(), {kind: parts[kind] for kind in order})

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import CompositeError
+from vimlrp.kernels.products import linear
 from vimlrp.propagation import share_product, with_gradient_of, with_gradients_of
 from vimlrp.tracing import InputRecord, active, at_least_float32
 
@@ -255,16 +256,33 @@ class Gamma(AffineRule):
         z = site.linear(x, weight) if bias is None else site.linear(x, weight) + bias
         magnitude = _magnitude(site, x, weight, bias)
         value = z.detach()
-        wide, none = value.to(magnitude.dtype), value == 0
-        winning = 0.5 * self.gamma * wide.sign()
-        at_z = wide / (wide * (1 + 0.5 * self.gamma) + winning * magnitude.detach())
-        at_z = at_z.masked_fill_(none, 0.0)
-        at_magnitude = at_z * winning
-        at_z = at_z.mul_(1 + 0.5 * self.gamma).masked_fill_(none, 1.0)
+        at_z, at_magnitude = self._factors(value.to(magnitude.dtype), magnitude.detach())
         out = with_gradients_of(value, (z, at_z), (magnitude, at_magnitude))
         if bias is not None:
             _absorb(site, "bias", out, at_z * bias + at_magnitude * bias.abs())
         return out
+
+    def relevance(self, site: "AffineSite", x: Tensor, gradient: Tensor) -> Tensor:
+        """Pass relevance to the pixels; where patches touch, as products of matrices."""
+        if not site.touching:
+            return super().relevance(site, x, gradient)
+        rows, weight = site.rows(x), site.weight.detach().to(x.dtype).flatten(1)
+        sizes = weight.abs()
+        z, magnitude = linear(rows, weight), linear(rows.abs(), sizes)
+        at_z, at_magnitude = self._factors(z, magnitude)
+        gradient = gradient.permute(0, 2, 3, 1)  # (B, h, w, D)
+        at_rows = linear(gradient * at_z, weight.t())
+        at_rows += rows.sign() * linear(gradient * at_magnitude, sizes.t())
+        return site.pixels(rows * at_rows, x)
+
+    def _factors(self, z: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+        """What a gradient is multiplied by at z and at the sum of magnitudes."""
+        none = z == 0
+        winning = 0.5 * self.gamma * z.sign()
+        at_z = z / (z * (1 + 0.5 * self.gamma) + winning * magnitude)
+        at_z = at_z.masked_fill_(none, 0.0)
+        at_magnitude = at_z * winning
+        return at_z.mul_(1 + 0.5 * self.gamma).masked_fill_(none, 1.0), at_magnitude
 
 
 def _magnitude(site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -48,6 +48,7 @@ def test_several_blocks_of_channels_in_a_group(backend: str) -> None:
 REGIMES = [
     ("sequential", 4, 1, 1, 1, 1),
     ("sequential", 32, 1, 3, 1, 3),
+    ("sequential", 8, 1, 2, 1, 6),
     ("chunked", 4, 4, 3, 1, 3),
     ("chunked", 2, 2, 1, 1, 2),
     ("scalar", 8, 4, 2, 1, 1),
@@ -73,6 +74,29 @@ def test_every_regime_of_triton(
         dtype=torch.float32, device=DEVICE["triton"],
     )  # fmt: skip
     assert_same(p, p.to(torch.float64), "triton", "input", 1e-5)
+
+
+@pytest.mark.skipif("triton" not in FAST, reason="Triton runs in its interpreter or on a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("first", "width"), [(0, 16), (2, 14), (4, 16), (1, 16), (0, 13)])
+def test_states_whose_rows_begin_anywhere(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, first: int, width: int
+) -> None:
+    # As B and C lie in the result of one projection: two states are loaded as one integer where
+    # the alignment allows it, and one by one elsewhere.
+    from vimlrp.kernels import triton
+    from vimlrp.kernels.triton_regime import Regime
+
+    monkeypatch.setattr(triton, "regime_of", lambda *_: Regime("sequential", 4, 8, 1, 2, 1))
+    p = problem(
+        ScanOrder.bidirectional(), 9, batch=2, channels=10, state=4, dtype=dtype,
+        device=DEVICE["triton"],
+    )  # fmt: skip
+    values = torch.randn(2, 2, 9, width, generator=torch.Generator().manual_seed(3))
+    rows = values.to(DEVICE["triton"], dtype)
+    for i, place in ((3, first), (4, first + 6)):
+        p.tensors[i] = rows[..., place : place + 4].requires_grad_()
+    assert_same(p, p.to(torch.float64), "triton", "input", 1e-5 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("grad", ["full", "input"])

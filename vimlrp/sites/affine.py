@@ -18,6 +18,19 @@ class AffineSite(Site):
     weight: Tensor
     bias: Tensor | None
 
+    @property
+    def touching(self) -> bool:
+        """Whether it cuts an image into patches side by side, each a row of a matrix."""
+        return False
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Cut touching patches out of an image: (B, C, H, W) to (B, h, w, C * side * side)."""
+        raise NotImplementedError
+
+    def pixels(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Put the rows of touching patches together to an image of the size of `like`."""
+        raise NotImplementedError
+
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply the linear map with another weight and no bias."""
         raise NotImplementedError
@@ -230,15 +243,33 @@ class PatchEmbedding(AffineSite):
         self.bias = nn.Parameter(torch.zeros(embed_dim)) if bias else None
         nn.init.normal_(self.weight, std=math.sqrt(1 / (in_chans * kernel**2)))
 
+    @property
+    def touching(self) -> bool:
+        """Whether patches neither overlap nor leave gaps."""
+        return not self.padding and self.stride == self.weight.shape[-1]
+
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, h, w)."""
-        side = weight.shape[-1]
-        if self.padding or self.stride != side:
+        if not self.touching:
             return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
-        # Patches that touch are rows of a matrix, and matrix products are faster.
+        # Matrix products are faster.
+        return F.linear(self.rows(x), weight.flatten(1)).permute(0, 3, 1, 2)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Cut touching patches out of an image: (B, C, H, W) to (B, h, w, C * side * side)."""
+        side = self.stride
         x = x[..., : x.shape[-2] // side * side, : x.shape[-1] // side * side]
-        patches = rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
-        return F.linear(patches, weight.flatten(1)).permute(0, 3, 1, 2)
+        return rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
+
+    def pixels(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Put the rows of touching patches together to an image of the size of `like`.
+
+        What no patch reaches is zero.
+        """
+        side = self.stride
+        image = rearrange(rows, "b h w (c p q) -> b c (h p) (w q)", p=side, q=side)
+        missing = (like.shape[-1] - image.shape[-1], like.shape[-2] - image.shape[-2])
+        return F.pad(image, (0, missing[0], 0, missing[1])) if any(missing) else image
 
     def broadcast(self, bias: Tensor) -> Tensor:
         """(D,) to (D, 1, 1)."""
