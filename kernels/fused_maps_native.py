@@ -18,6 +18,7 @@ __all__ = [
     "add_layer_norm",
     "conv_silu",
     "conv_silu_relevance",
+    "gamma_shares",
     "gelu_relevance",
     "layer_norm",
     "layer_norm_relevance",
@@ -33,6 +34,7 @@ class _Operation(enum.IntEnum):
     CONV_SILU = 3
     CONV_SILU_RELEVANCE = 4
     GELU_RELEVANCE = 5
+    GAMMA_SHARES = 6
 
 
 class _Cells(ctypes.Structure):
@@ -146,6 +148,18 @@ def gelu_relevance(at: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
         bias=bias, absorbed=absorbed,
     )  # fmt: skip
     return out, absorbed.sum(1)
+
+
+def gamma_shares(z: Tensor, magnitude: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """`gamma.gamma_shares` of contiguous tensors."""
+    rows, sizes = (x.reshape(1, -1, x.shape[-1] if x.dim() else 1) for x in (z, magnitude))
+    shares = _empty(2, *rows.shape)
+    _run(
+        _Operation.GAMMA_SHARES, [_rows(rows), _rows(sizes)], [_rows(x) for x in shares],
+        _sides_of_rows(rows), first=gamma,
+    )  # fmt: skip
+    at_z, at_magnitude = (x.view(z.shape) for x in shares)
+    return at_z, at_magnitude
 
 
 def _run(

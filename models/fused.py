@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimlrp.kernels import ScanOrder, fused, selective_scan, selective_scan_relevance
+from vimlrp.kernels.products import linear
 from vimlrp.models.mixer import BidirectionalMixer
 from vimlrp.rules import (
     ConstantFactors,
@@ -243,7 +243,7 @@ class _FusedBlock(torch.autograd.Function):
         ctx: Any, hidden: Tensor, residual: Tensor | None, plan: Plan, block: Any, ledger: Any
     ) -> tuple[Tensor, Tensor]:
         stream, normed, inverse = fused.add_rms_norm(hidden, residual, plan.norm, plan.eps)
-        xz = F.linear(normed, plan.in_proj)
+        xz = linear(normed, plan.in_proj)
         x, z = xz.chunk(2, dim=-1)
         u = fused.conv_silu(x, *plan.conv, _REVERSE)
         projected = _project(u, plan.x_proj)  # (B, 2, L, R + 2N)
@@ -255,19 +255,19 @@ class _FusedBlock(torch.autograd.Function):
         ctx.save_for_backward(*large, inverse, projected, signal)
         ctx.plan, ctx.block, ctx.ledger = plan, block, ledger
         ctx.dtype, ctx.first = hidden.dtype, residual is None
-        return F.linear(gated, plan.out_proj), stream
+        return linear(gated, plan.out_proj), stream
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         at_out, at_stream = gradients
         normed, xz, dt, inverse, projected, signal = ctx.saved_tensors
         plan: Plan = ctx.plan
-        xz = F.linear(normed, plan.in_proj) if xz is None else xz
+        xz = linear(normed, plan.in_proj) if xz is None else xz
         x, z = xz.chunk(2, dim=-1)
         at_xz = torch.empty_like(xz)
         at_x, at_z = at_xz.chunk(2, dim=-1)
         at_y, _ = fused.gate_relevance(
-            at_out @ plan.out_proj, signal, z, *plan.share, plan.scale, out_z=at_z
+            linear(at_out, plan.out_proj.t()), signal, z, *plan.share, plan.scale, out_z=at_z
         )
         low, b, c = projected.split(plan.sizes, dim=-1)
         dt = plan.step(low) if dt is None else dt
@@ -277,5 +277,5 @@ class _FusedBlock(torch.autograd.Function):
             at_u, x, *plan.conv, _REVERSE, plan.gamma, out_x=at_x
         )
         ctx.ledger.append(Absorption("bias: convolution", ctx.block.mixer.conv1d, absorbed))
-        at = fused.norm_relevance(at_xz @ plan.in_proj, at_stream, plan.norm, inverse)
+        at = fused.norm_relevance(linear(at_xz, plan.in_proj.t()), at_stream, plan.norm, inverse)
         return at.to(ctx.dtype), None if ctx.first else at, None, None, None

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimlrp.kernels import ScanOrder, fused, fused_maps, selective_scan, selective_scan_relevance
+from vimlrp.kernels.products import linear
 from vimlrp.rules import (
     ConstantFactors,
     ConstantNormaliser,
@@ -253,10 +254,10 @@ def _mix(plan: Plan, x: Tensor, sides: torch.Size, order: ScanOrder) -> tuple[Te
     normed, inverse = fused_maps.layer_norm(
         x.unsqueeze(1), plan.norm.weight, plan.norm.bias, plan.eps[0]
     )
-    xz = F.linear(normed, plan.in_proj)
+    xz = linear(normed, plan.in_proj)
     inner = plan.D.shape[1]
     u = fused_maps.conv_silu(xz[..., :inner].unflatten(1, sides), *plan.conv).flatten(1, 2)
-    projected = F.linear(u, plan.x_proj)
+    projected = linear(u, plan.x_proj)
     low, b, c = plan.routes(projected)
     dt = plan.step(low)
     y = selective_scan(u, dt, plan.A, b, c, plan.D, order=order, grad="input")
@@ -265,7 +266,7 @@ def _mix(plan: Plan, x: Tensor, sides: torch.Size, order: ScanOrder) -> tuple[Te
     if plan.share is not None:
         out, signal = fused.gate(out.unsqueeze(1), xz[..., inner:], 1.0)
     kept = _Mixed(inverse, xz, projected, None if _recomputes(x) else dt, spread, signal)
-    return F.linear(out, plan.out_proj), kept
+    return linear(out, plan.out_proj), kept
 
 
 class _Books:
@@ -286,7 +287,7 @@ def _unmix(
     """The gradient at the mixer's normalised input, (B, L, C), for that at its branch."""
     inner = plan.D.shape[1]
     at_xz = torch.empty_like(kept.xz)
-    at_normed = at_out @ plan.out_proj
+    at_normed = linear(at_out, plan.out_proj.t())
     if plan.share is not None and kept.signal is not None:
         z, at_z = kept.xz[..., inner:], at_xz[..., inner:]
         at_normed, _ = fused.gate_relevance(at_normed, kept.signal, z, *plan.share, 1.0, out_z=at_z)
@@ -304,7 +305,7 @@ def _unmix(
     )  # fmt: skip
     if plan.conv[1] is not None:
         books.note(mixer.conv2d, absorbed)
-    return at_xz @ plan.in_proj
+    return linear(at_xz, plan.in_proj.t())
 
 
 class _FusedBlock(torch.autograd.Function):
@@ -325,8 +326,8 @@ class _FusedBlock(torch.autograd.Function):
             out, normed, inverse = fused_maps.add_layer_norm(
                 x, branch, norm.weight, norm.bias, plan.eps[2], after=second.bias
             )
-            hidden = F.linear(normed, first.weight, first.bias)
-            out.flatten(0, 1).addmm_(F.gelu(hidden).flatten(0, 1), second.weight.t())
+            hidden = linear(normed, first.weight, first.bias)
+            out.add_(linear(F.gelu(hidden), second.weight))
         kept = (mixed.inverse, mixed.xz, mixed.projected, mixed.dt, mixed.spread, mixed.signal)
         ctx.save_for_backward(*kept, hidden, inverse)
         ctx.plan, ctx.block, ctx.order, ctx.ledger, ctx.sides = plan, block, order, ledger, sides
@@ -340,10 +341,12 @@ class _FusedBlock(torch.autograd.Function):
         at, mixed = gradients[0].flatten(1, 2), _Mixed(*kept)
         if plan.mlp is not None:
             norm, first, second = plan.mlp
-            at_hidden, absorbed = fused_maps.gelu_relevance(at @ second.weight, hidden, first.bias)
+            at_hidden, absorbed = fused_maps.gelu_relevance(
+                linear(at, second.weight.t()), hidden, first.bias
+            )
             books.note(block.mlp.fc1, absorbed)
             at, absorbed, by_second = fused_maps.layer_norm_relevance(
-                at_hidden @ first.weight, at, norm.weight, norm.bias, inverse, after=second.bias
+                linear(at_hidden, first.weight.t()), at, norm.weight, norm.bias, inverse, after=second.bias
             )
             books.note(block.norm2, absorbed)
             books.note(block.mlp.fc2, by_second)

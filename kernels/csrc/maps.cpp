@@ -108,6 +108,35 @@ void gelu_relevance(const MapCall& call, const Row& row) {
     call.absorbed[row.place()] = total(kept);
 }
 
+// What an output passes to every contribution, and what to those of its own sign beside it: the
+// latter with the sign of the output, so that it counts times the magnitude of a contribution.
+struct Passed {
+    Vec plain, signed_;
+};
+
+// For an output c whose contributions have magnitudes that sum to `size`. The winning part of the
+// contributions is (c + size) / 2 or (c - size) / 2, so the rule's quotient is that of |c| and
+// |c| + gamma (|c| + size) / 2: no difference of large sums.
+INLINE Passed passed(Vec above, Vec below, Vec c, Vec size, float half) {
+    const Vec zero = {}, large = magnitude(c);
+    const Vec share = above * large / (below * (large + half * (large + size)));
+    const Vec winner = c == zero ? zero : share * half;
+    return {c == zero ? above / below : share * (1.0f + half), c < zero ? -winner : winner};
+}
+
+void gamma_shares(const MapCall& call, const Row& row) {
+    const float *z = row.at(call.in[0]), *size = row.at(call.in[1]);
+    float *at_z = row.at(call.out[0]), *at_size = row.at(call.out[1]);
+    const float half = 0.5f * static_cast<float>(call.first);
+    const Vec one = Vec{} + 1.0f;
+    for (int64_t e = 0; e < call.channels; e += kLanes) {
+        const Part<false> part = row.part(e);
+        const Passed to = passed(one, one, part.read(z), part.read(size), half);
+        part.write(at_z, to.plain);
+        part.write(at_size, to.signed_);
+    }
+}
+
 constexpr int kSide = 3;
 
 // One register of channels of one map: taps, and inputs by position with zeros around the map.
@@ -165,21 +194,6 @@ void conv_silu(const MapCall& call, int64_t image, int64_t channel) {
             plane.part.write(cell_of(call.out[0], image, 0, i, j), c * (s.above / s.below));
         }
     }
-}
-
-// What an output passes to every contribution, and what to those of its own sign beside it: the
-// latter with the sign of the output, so that it counts times the magnitude of a contribution.
-struct Passed {
-    Vec plain, signed_;
-};
-
-// As in fused.cpp the rule's quotient is that of |c| and |c| + gamma (|c| + size) / 2.
-INLINE Passed passed(Vec at_u, Vec c, Vec size, float half) {
-    const Vec zero = {}, above = magnitude(c);
-    const Quotient s = sigmoid(c);
-    const Vec share = s.above * above / (s.below * (above + half * (above + size)));
-    const Vec winner = at_u * (c == zero ? zero : share * half);
-    return {at_u * (c == zero ? zero + 0.5f : share * (1.0f + half)), c < zero ? -winner : winner};
 }
 
 // Three lines of `Passed`, with a cell of zeros at either end; scratch memory of one thread.
@@ -244,7 +258,8 @@ class ConvRelevance {
                     size += magnitude(product);
                 }
             }
-            to[j] = passed(given(i, j), c, size, half);
+            const Quotient s = sigmoid(c);
+            to[j] = passed(given(i, j) * s.above, s.below, c, size, half);
             kept_ += plane_.bias * to[j].plain + magnitude(plane_.bias) * to[j].signed_;
         }
     }
@@ -313,6 +328,7 @@ OfRow row_operation(const MapCall& call) {
         case kLayerNorm: return layer_norm;
         case kAddLayerNorm: return add_layer_norm;
         case kLayerNormRelevance: return layer_norm_relevance;
+        case kGammaShares: return gamma_shares;
         default: return gelu_relevance;
     }
 }

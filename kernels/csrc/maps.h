@@ -14,6 +14,7 @@ enum MapOperation : int64_t {
     kMapConvSilu,
     kMapConvSiluRelevance,
     kGeluRelevance,
+    kGammaShares,
     kMapOperations,
 };
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from einops import rearrange
 from torch import Tensor, nn
 
+from vimlrp.kernels.products import input_linear, is_fast, linear
 from vimlrp.sites.base import Site
 
 __all__ = ["AffineSite", "CausalConv1d", "CentredConv1d", "Conv2d", "Linear", "PatchEmbedding"]
@@ -21,6 +22,18 @@ class AffineSite(Site):
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply the linear map with another weight and no bias."""
         raise NotImplementedError
+
+    def rows(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002 (a site may ask its size)
+        """Arrange the values of x, and zeros, as `product` reads them best.
+
+        Rules that apply several weights arrange once. A function of each value that keeps 0, such
+        as the magnitude, may be applied to the result as well as to x.
+        """
+        return x
+
+    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Apply the linear map with another weight to what `rows` returned."""
+        return self.linear(rows, weight)
 
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """W for `linear`, and b as it is added to the output, both without a gradient."""
@@ -59,11 +72,11 @@ class Linear(AffineSite):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return F.linear(x, weight)
+        return input_linear(x, weight)
 
     def plain(self, x: Tensor) -> Tensor:
         """Compute W x + b in one call."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Say the sizes."""
@@ -145,13 +158,32 @@ class Conv2d(AffineSite):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, H, W, C) to (B, h, w, D)."""
-        return self._convolve(x, weight, None)
+        return self.product(self.rows(x, weight), weight)
+
+    def rows(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Windows side by side, (B, h, w, C k k), where one product of them is faster.
+
+        A convolution arranges its weights anew at every call, and this the windows.
+        """
+        windows = x.shape[0] * x.shape[1] * x.shape[2] // self.stride**2
+        if self.groups > 1 or windows >= len(weight) or not is_fast(x, weight):
+            return x
+        options = {"padding": self.padding, "stride": self.stride}
+        columns = F.unfold(x.permute(0, 3, 1, 2), weight.shape[2:], **options)  # (B, C k k, h w)
+        height = (x.shape[1] + 2 * self.padding - weight.shape[2]) // self.stride + 1
+        return columns.mT.contiguous().unflatten(1, (height, -1))
+
+    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """(B, h, w, C k k), or the map as it is, to (B, h, w, D)."""
+        return self._product(rows, weight, None)
 
     def plain(self, x: Tensor) -> Tensor:
         """Compute W x + b in one call."""
-        return self._convolve(x, self.weight, self.bias)
+        return self._product(self.rows(x, self.weight), self.weight, self.bias)
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.shape[-1] == weight[0].numel() and self.groups == 1:
+            return input_linear(x, weight.flatten(1), bias)
         # The permuted view is PyTorch's channels-last layout, so nothing is copied.
         options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
         return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **options).permute(0, 2, 3, 1)
@@ -238,7 +270,7 @@ class PatchEmbedding(AffineSite):
         # Patches that touch are rows of a matrix, and matrix products are faster.
         x = x[..., : x.shape[-2] // side * side, : x.shape[-1] // side * side]
         patches = rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
-        return F.linear(patches, weight.flatten(1)).permute(0, 3, 1, 2)
+        return input_linear(patches, weight.flatten(1)).permute(0, 3, 1, 2)
 
     def broadcast(self, bias: Tensor) -> Tensor:
         """(D,) to (D, 1, 1)."""
