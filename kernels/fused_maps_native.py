@@ -19,6 +19,7 @@ __all__ = [
     "conv_silu",
     "conv_silu_relevance",
     "gamma_shares",
+    "gelu_ratio",
     "gelu_relevance",
     "layer_norm",
     "layer_norm_relevance",
@@ -35,6 +36,7 @@ class _Operation(enum.IntEnum):
     CONV_SILU_RELEVANCE = 4
     GELU_RELEVANCE = 5
     GAMMA_SHARES = 6
+    GELU_RATIO = 7
 
 
 class _Cells(ctypes.Structure):
@@ -151,15 +153,20 @@ def gelu_relevance(at: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
 
 
 def gamma_shares(z: Tensor, magnitude: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """`gamma.gamma_shares` of contiguous tensors."""
-    rows, sizes = (x.reshape(1, -1, x.shape[-1] if x.dim() else 1) for x in (z, magnitude))
-    shares = _empty(2, *rows.shape)
+    """`pointwise.gamma_shares` of rows (1, L, C)."""
+    at_z, at_magnitude = _empty(*z.shape), _empty(*z.shape)
     _run(
-        _Operation.GAMMA_SHARES, [_rows(rows), _rows(sizes)], [_rows(x) for x in shares],
-        _sides_of_rows(rows), first=gamma,
+        _Operation.GAMMA_SHARES, [_rows(z), _rows(magnitude)], [_rows(at_z), _rows(at_magnitude)],
+        _sides_of_rows(z), first=gamma,
     )  # fmt: skip
-    at_z, at_magnitude = (x.view(z.shape) for x in shares)
     return at_z, at_magnitude
+
+
+def gelu_ratio(x: Tensor) -> Tensor:
+    """`pointwise.gelu_ratio` of rows (1, L, C)."""
+    ratio = _empty(*x.shape)
+    _run(_Operation.GELU_RATIO, [_rows(x)], [_rows(ratio)], _sides_of_rows(x))
+    return ratio
 
 
 def _run(

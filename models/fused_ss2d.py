@@ -184,10 +184,16 @@ def _numbers(block: "Block", trace: Trace) -> tuple[float, tuple[float, float] |
 def _constants(mixers: Sequence["SS2D"]) -> list[tuple[Tensor, Tensor]]:
     """Rates and the weights of the step, gathered at once: on a GPU each gathering is a launch.
 
-    Neighbouring channels are side by side in memory, as the kernels load them.
+    There, neighbouring channels are side by side in memory, as the kernels load them.
     """
     if not mixers:
         return []
+    if not mixers[0].A_logs.is_cuda:
+        return [
+            (-torch.exp(mixer.A_logs.detach()).unflatten(0, (len(weight), -1)), weight)
+            for mixer in mixers
+            for weight in [mixer.dt_projs_weight.detach()]
+        ]
     weights = [mixer.dt_projs_weight.detach() for mixer in mixers]
     logs = [mixer.A_logs.detach().unflatten(0, weights[0].shape[:2]) for mixer in mixers]
     rates = -torch.exp(torch.stack([log.mT for log in logs]))
@@ -298,7 +304,10 @@ def _unmix(
     low, b, c = plan.routes(kept.projected)
     dt = plan.step(low) if kept.dt is None else kept.dt
     at_y = at_y.unsqueeze(1).expand(-1, len(plan.A), -1, -1)
-    at_u = selective_scan_relevance(at_y, dt, plan.A, b, c, plan.D, order=order)
+    # On a GPU the routes run side by side, and the convolution reads what each has written.
+    at_u = selective_scan_relevance(
+        at_y, dt, plan.A, b, c, plan.D, order=order, summed=not at_y.is_cuda
+    )
     _, absorbed = fused_maps.conv_silu_relevance(
         at_u.unflatten(2, sides), kept.xz[..., :inner].unflatten(1, sides), *plan.conv,
         plan.gamma, out_x=at_xz[..., :inner].unflatten(1, sides),

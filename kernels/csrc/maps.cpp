@@ -108,6 +108,13 @@ void gelu_relevance(const MapCall& call, const Row& row) {
     call.absorbed[row.place()] = total(kept);
 }
 
+void gelu_ratio(const MapCall& call, const Row& row) {
+    for (int64_t e = 0; e < call.channels; e += kLanes) {
+        const Part<false> part = row.part(e);
+        part.write(row.at(call.out[0]), normal_distribution(part.read(row.at(call.in[0]))));
+    }
+}
+
 // What an output passes to every contribution, and what to those of its own sign beside it: the
 // latter with the sign of the output, so that it counts times the magnitude of a contribution.
 struct Passed {
@@ -328,6 +335,7 @@ OfRow row_operation(const MapCall& call) {
         case kLayerNorm: return layer_norm;
         case kAddLayerNorm: return add_layer_norm;
         case kLayerNormRelevance: return layer_norm_relevance;
+        case kGeluRatio: return gelu_ratio;
         case kGammaShares: return gamma_shares;
         default: return gelu_relevance;
     }

@@ -15,6 +15,7 @@ enum MapOperation : int64_t {
     kMapConvSiluRelevance,
     kGeluRelevance,
     kGammaShares,
+    kGeluRatio,
     kMapOperations,
 };
 

@@ -266,6 +266,8 @@ class PatchEmbedding(AffineSite):
         """(B, C, H, W) to (B, D, h, w)."""
         side = weight.shape[-1]
         if self.padding or self.stride != side:
+            # On a CPU the result then has its channels side by side, as all that follows reads it.
+            x = x if x.is_cuda else x.contiguous(memory_format=torch.channels_last)
             return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
         # Patches that touch are rows of a matrix, and matrix products are faster.
         x = x[..., : x.shape[-2] // side * side, : x.shape[-1] // side * side]
