@@ -185,7 +185,9 @@ def _run(
 ) -> None:
     """Call the library on maps with B, K, H, W and C of `sides`."""
     constants = [None if x is None else x.contiguous() for x in (weight, bias, after)]
-    addresses = (None if x is None else x.data_ptr() for x in (*constants, inverse, absorbed, by_after))
+    addresses = (
+        None if x is None else x.data_ptr() for x in (*constants, inverse, absorbed, by_after)
+    )
     native.run_maps(
         _Call(
             *(operation, *sides, torch.get_num_threads(), first),

@@ -1,9 +1,9 @@
 """The selective scan on a CPU in C++: the library that the package's build compiled, by ctypes.
 
-The library holds the fused operations of `fused_native` and `fused_maps_native` too. It is optional, knows neither Python
-nor PyTorch, and holds its loops once for every instruction set; what the processor reports decides
-which one runs. It computes in float32: narrower inputs are widened for it, float64 and the full
-gradient are for `blocked`.
+The library holds the fused operations of `fused_native` and `fused_maps_native` too. It is
+optional, knows neither Python nor PyTorch, and holds its loops once for every instruction set; what
+the processor reports decides which one runs. It computes in float32: narrower inputs are widened
+for it, float64 and the full gradient are for `blocked`.
 """
 
 import ctypes

@@ -34,10 +34,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if wanted or not is_fast(*tensors):
+    multiply = _product()
+    if wanted or multiply is None or not is_fast(*tensors):
         return F.linear(x, weight, bias)
     # The operator reads a bias as if its elements were neighbours.
-    return _product()(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
+    bias = None if bias is None else bias.contiguous()
+    out: Tensor = multiply(x, weight, bias, "none", [], "")
+    return out
 
 
 def input_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,11 +57,11 @@ def input_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         The product, (..., D).
     """
     constants = (weight,) if bias is None else (weight, bias)
-    if torch.is_grad_enabled() and x.requires_grad and not any(t.requires_grad for t in constants):
-        if is_fast(x, *constants):
-            out: Tensor = _Linear.apply(x, weight, bias)
-            return out
-    return linear(x, weight, bias)
+    wanted = torch.is_grad_enabled() and x.requires_grad
+    if not wanted or any(t.requires_grad for t in constants) or not is_fast(x, *constants):
+        return linear(x, weight, bias)
+    out: Tensor = _Linear.apply(x, weight, bias)
+    return out
 
 
 class _Linear(torch.autograd.Function):
@@ -87,7 +90,7 @@ def is_fast(x: Tensor, *others: Tensor) -> bool:
     # A compiler chooses for itself.
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    return torch.backends.mkldnn.enabled and _product() is not None
+    return bool(torch.backends.mkldnn.enabled) and _product() is not None
 
 
 @functools.cache

@@ -355,7 +355,12 @@ class _FusedBlock(torch.autograd.Function):
             )
             books.note(block.mlp.fc1, absorbed)
             at, absorbed, by_second = fused_maps.layer_norm_relevance(
-                linear(at_hidden, first.weight.t()), at, norm.weight, norm.bias, inverse, after=second.bias
+                linear(at_hidden, first.weight.t()),
+                at,
+                norm.weight,
+                norm.bias,
+                inverse,
+                after=second.bias,
             )
             books.note(block.norm2, absorbed)
             books.note(block.mlp.fc2, by_second)

@@ -166,7 +166,8 @@ class Conv2d(AffineSite):
         A convolution arranges its weights anew at every call, and this the windows.
         """
         windows = x.shape[0] * x.shape[1] * x.shape[2] // self.stride**2
-        if self.groups > 1 or windows >= len(weight) or not is_fast(x, weight):
+        side = weight.shape[-1]
+        if self.groups > 1 or side == 1 or windows >= len(weight) or not is_fast(x, weight):
             return x
         options = {"padding": self.padding, "stride": self.stride}
         columns = F.unfold(x.permute(0, 3, 1, 2), weight.shape[2:], **options)  # (B, C k k, h w)
@@ -182,7 +183,7 @@ class Conv2d(AffineSite):
         return self._product(self.rows(x, self.weight), self.weight, self.bias)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if x.shape[-1] == weight[0].numel() and self.groups == 1:
+        if weight.shape[-1] > 1 and self.groups == 1 and x.shape[-1] == weight[0].numel():
             return input_linear(x, weight.flatten(1), bias)
         # The permuted view is PyTorch's channels-last layout, so nothing is copied.
         options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
