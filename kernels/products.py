@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 __all__ = ["input_linear", "is_fast", "linear"]
 
@@ -65,10 +66,17 @@ def input_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class _Linear(torch.autograd.Function):
+    """In the form that PyTorch's function transforms take."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 (its name)
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -87,8 +95,13 @@ def is_fast(x: Tensor, *others: Tensor) -> bool:
         return False
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (x, *others)):
         return False
-    # A compiler chooses for itself.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    # A compiler chooses for itself, and a traced model may run elsewhere.
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    # The operator would drop the tangents of forward-mode differentiation.
+    if any(unpack_dual(t).tangent is not None for t in (x, *others)):
         return False
     return bool(torch.backends.mkldnn.enabled) and _product() is not None
 

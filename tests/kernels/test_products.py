@@ -1,5 +1,7 @@
 """Matrix products by the fastest library: PyTorch's own in float64 says what they are."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from problems import error
@@ -123,3 +125,34 @@ def test_a_compiler_chooses_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_SMALL", 0)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not products.is_fast(random(5, 6), random(3, 6))
+
+
+@needs_fast
+@pytest.mark.parametrize("run", [products.linear, products.input_linear])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms_see_through_the_product(
+    calls: list[Tensor], run: Callable[..., Tensor]
+) -> None:
+    x, weight = random(2, 5, 6), random(3, 6)
+    for place in (0, 1):
+        given = [x, weight]
+
+        def function(t: Tensor, place: int = place, given: list[Tensor] = given) -> Tensor:
+            return run(*given[:place], t, *given[place + 1 :])
+
+        tangent = random(*given[place].shape)
+        _, out = torch.func.jvp(function, (given[place],), (tangent,))
+        assert error(out, function(tangent)) < 1e-6
+    mapped = torch.func.vmap(lambda t: run(t, weight))(x)
+    assert error(mapped, expected(x, weight, None)) < 1e-6
+    gradient = torch.func.grad(lambda t: run(t, weight).square().sum())(x)
+    assert error(gradient, 2 * expected(x, weight, None) @ weight.double()) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:Converting a tensor")
+def test_a_traced_model_holds_pytorchs_own_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_SMALL", 0)
+    weight = random(3, 6)
+    traced = torch.jit.trace(lambda x: products.linear(x, weight), random(5, 6))
+    assert "aten::linear" in str(traced.graph)
+    assert "mkldnn" not in str(traced.graph)
