@@ -138,12 +138,13 @@ def run(plan: Plan, block: "Block", x: Tensor, order: ScanOrder) -> Tensor:
 
 def _is_fusible(block: "Block") -> bool:
     """Whether a block has the layers that a plan describes, and nothing listens inside it."""
-    inner = (module for module in block.modules() if module is not block)
+    _, *inner = modules = list(block.modules())
     if any(module._forward_hooks or module._forward_pre_hooks for module in inner):
         return False
     mixer = block.op
     plain = mixer.in_proj.bias is None and mixer.out_proj.bias is None
-    return plain and len({parameter.dtype for parameter in block.parameters()}) == 1
+    parameters = (p for module in modules for p in module._parameters.values() if p is not None)
+    return plain and len({parameter.dtype for parameter in parameters}) == 1
 
 
 def _fixed(block: "Block") -> dict[nn.Module, Rule]:
