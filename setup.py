@@ -29,7 +29,7 @@ FLAGS = (
     *("-fno-math-errno", "-ffp-contract=fast"),
 )
 # Compiled once for each instruction set; library.cpp picks one at run time.
-KERNELS = ("scan", "fused")
+KERNELS = ("scan", "fused", "maps")
 PORTABLE = {"portable": ()}
 X86 = {"avx2": ("-mavx2", "-mfma"), "avx512": ("-mavx2", "-mfma", "-mavx512f")}
 

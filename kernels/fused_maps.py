@@ -7,7 +7,8 @@ norms, and the MLP's activation. Each function is one pass over memory. None rec
 
 Inputs may be float32, bfloat16 or float16 in any mixture, with float32 arithmetic inside, or
 float64 for the twin alone. They may be strided views; results have neighbouring channels side by
-side. `backend` is "auto", "reference" for the plain PyTorch twin, or "triton".
+side. `backend` is "auto", "reference" for the plain PyTorch twin, "native" for C++ on a CPU, which
+takes float32 alone, or "triton".
 """
 
 import math
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import fused_maps_reference
+from vimlrp.kernels import fused_maps_native, fused_maps_reference
 from vimlrp.kernels.backends import choose
 from vimlrp.kernels.fused_checks import check_kinds, check_rank, check_room, check_shape
 from vimlrp.kernels.reference import compute_dtype
@@ -31,7 +32,7 @@ __all__ = [
     "layer_norm_relevance",
 ]
 
-_BACKENDS = ("auto", "reference", "triton")
+_BACKENDS = ("auto", "reference", "native", "triton")
 
 
 @torch.no_grad()
@@ -245,8 +246,14 @@ def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
             f"{', '.join(map(repr, _BACKENDS))}."
         )
     device = next(x.device for x in tensors if x is not None)
-    if choose(backend, device, compute_dtype(*tensors)) != "triton":
-        return fused_maps_reference
+    chosen = choose(backend, device, compute_dtype(*tensors))
+    wide = all(x is None or x.dtype == torch.float32 for x in tensors)
+    if backend == "native" and not wide:
+        raise KernelError(
+            "The native fused operations take float32 alone: convert every tensor, or take 'auto'."
+        )
+    if chosen != "triton":
+        return fused_maps_native if chosen == "native" and wide else fused_maps_reference
     # Imported at first use: Triton is absent on most machines without a GPU.
     from vimlrp.kernels import fused_maps_triton
 

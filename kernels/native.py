@@ -1,9 +1,9 @@
 """The selective scan on a CPU in C++: the library that the package's build compiled, by ctypes.
 
-The library holds the fused operations of `fused_native` too. It is optional, knows neither Python
-nor PyTorch, and holds its loops once for every instruction set; what the processor reports decides
-which one runs. It computes in float32: narrower inputs are widened for it, float64 and the full
-gradient are for `blocked`.
+The library holds the fused operations of `fused_native` and `fused_maps_native` too. It is
+optional, knows neither Python nor PyTorch, and holds its loops once for every instruction set; what
+the processor reports decides which one runs. It computes in float32: narrower inputs are widened
+for it, float64 and the full gradient are for `blocked`.
 """
 
 import ctypes
@@ -24,6 +24,7 @@ __all__ = [
     "input_backward",
     "instruction_sets",
     "run_fused",
+    "run_maps",
     "run_of_channels",
     "status",
 ]
@@ -32,8 +33,9 @@ __all__ = [
 LIBRARY = Path(__file__).with_name("_scan.so")
 # Forces an instruction set, for tests and measurements.
 ISA_VARIABLE = "VIMLRP_CPU_ISA"
-# The layout of `_Call` and of that in `fused_native`; kVersion in csrc/scan.h.
-_VERSION = 2
+# The layout of `_Call` and of those in `fused_native` and `fused_maps_native`; kVersion in
+# csrc/scan.h.
+_VERSION = 3
 _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "portable vectors"}
 _REINSTALL = "run `pip install .` again where a C++ compiler (g++ or clang++) is installed"
 
@@ -167,8 +169,24 @@ def run_fused(call: ctypes.Structure) -> None:
     Raises:
         KernelError: If there is no library, or it refuses the call.
     """
+    _run_operation("vimlrp_fused", call)
+
+
+def run_maps(call: ctypes.Structure) -> None:
+    """Run one of the fused operations on maps.
+
+    Args:
+        call: `MapCall` of csrc/maps.h, whose tensors the caller keeps alive.
+
+    Raises:
+        KernelError: If there is no library, or it refuses the call.
+    """
+    _run_operation("vimlrp_maps", call)
+
+
+def _run_operation(entry: str, call: ctypes.Structure) -> None:
     which = _chosen(os.environ.get(ISA_VARIABLE))
-    if _library().vimlrp_fused(ctypes.byref(call), ctypes.sizeof(call), which):
+    if getattr(_library(), entry)(ctypes.byref(call), ctypes.sizeof(call), which):
         raise KernelError(f"The C++ library refused a fused operation; {_REINSTALL}.")
 
 
@@ -219,10 +237,12 @@ def _load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(LIBRARY))
         library.vimlrp_name.restype = ctypes.c_char_p
         library.vimlrp_scan.argtypes = [ctypes.POINTER(_Call), ctypes.c_int64]
-        library.vimlrp_fused.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        operations = library.vimlrp_fused, library.vimlrp_maps
+        for function in operations:
+            function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         numbers = (library.vimlrp_version, library.vimlrp_call_size, library.vimlrp_threaded)
         by_set = (library.vimlrp_runs, library.vimlrp_run_of_channels)
-        for function in (*numbers, *by_set, library.vimlrp_scan, library.vimlrp_fused):
+        for function in (*numbers, *by_set, *operations, library.vimlrp_scan):
             function.restype = ctypes.c_int64
         built = library.vimlrp_version(), library.vimlrp_call_size()
     except (OSError, AttributeError) as problem:

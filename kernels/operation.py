@@ -81,6 +81,7 @@ def selective_scan_relevance(
     D: Tensor | None = None,
     *,
     order: ScanOrder,
+    summed: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """The gradient to u of `selective_scan` with grad="input", for callers without autograd.
@@ -98,10 +99,11 @@ def selective_scan_relevance(
         C: Output projection.
         D: Skip weights.
         order: The directions.
+        summed: Add up the directions, which read one u.
         backend: As for `selective_scan`; "reference" is not offered here.
 
     Returns:
-        The gradient at u, (B, K, L, D).
+        The gradient at u, (B, K, L, D), or (B, 1, L, D) if summed.
 
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.
@@ -115,5 +117,5 @@ def selective_scan_relevance(
         )
     B, C = (x if x.dim() == 5 else x.unsqueeze(3) for x in (B, C))
     index, reverse = order.index_on(dt.device), list(order.reverse)
-    at_u: Tensor = library.relevance(at_y, dt, A, B, C, D, index, reverse, False, chosen)
+    at_u: Tensor = library.relevance(at_y, dt, A, B, C, D, index, reverse, summed, chosen)
     return at_u

@@ -79,7 +79,7 @@ def linear_kernel(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`products.linear` for float32."""
+    """`products.product` for float32."""
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     (m, k), n = rows.shape, len(weight)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vimlrp.kernels import ScanOrder, fused, products, selective_scan, selective_scan_relevance
+from vimlrp.kernels import ScanOrder, fused, selective_scan, selective_scan_relevance
+from vimlrp.kernels.products import product, product_each
 from vimlrp.models.mixer import BidirectionalMixer
 from vimlrp.rules import (
     ConstantFactors,
@@ -237,11 +238,7 @@ def _project(u: Tensor, weight: Tensor) -> Tensor:
     if not rows.is_contiguous():
         return u @ weight.transpose(1, 2)
     # One product a direction instead of one a sample and direction.
-    return (
-        products.linear_each(rows.flatten(1, 2), weight)
-        .unflatten(1, rows.shape[1:3])
-        .transpose(0, 1)
-    )
+    return product_each(rows.flatten(1, 2), weight).unflatten(1, rows.shape[1:3]).transpose(0, 1)
 
 
 class _FusedBlock(torch.autograd.Function):
@@ -255,7 +252,7 @@ class _FusedBlock(torch.autograd.Function):
         ctx: Any, hidden: Tensor, residual: Tensor | None, plan: Plan, block: Any, ledger: Any
     ) -> tuple[Tensor, Tensor]:
         stream, normed, inverse = fused.add_rms_norm(hidden, residual, plan.norm, plan.eps)
-        xz = products.linear(normed, plan.in_proj)
+        xz = product(normed, plan.in_proj)
         x, z = xz.chunk(2, dim=-1)
         u = fused.conv_silu(x, *plan.conv, _REVERSE)
         projected = _project(u, plan.x_proj)  # (B, 2, L, R + 2N + rows of padding)
@@ -269,19 +266,19 @@ class _FusedBlock(torch.autograd.Function):
         ctx.save_for_backward(*large, inverse, projected, signal)
         ctx.plan, ctx.block, ctx.ledger = plan, block, ledger
         ctx.dtype, ctx.first = hidden.dtype, residual is None
-        return products.linear(gated, plan.out_proj), stream
+        return product(gated, plan.out_proj), stream
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         at_out, at_stream = gradients
         normed, xz, dt, inverse, projected, signal = ctx.saved_tensors
         plan: Plan = ctx.plan
-        xz = products.linear(normed, plan.in_proj) if xz is None else xz
+        xz = product(normed, plan.in_proj) if xz is None else xz
         x, z = xz.chunk(2, dim=-1)
         at_xz = torch.empty_like(xz)
         at_x, at_z = at_xz.chunk(2, dim=-1)
         at_y, _ = fused.gate_relevance(
-            products.linear(at_out, plan.out_proj.t()),
+            product(at_out, plan.out_proj.t()),
             signal, z, *plan.share, plan.scale, out_z=at_z,
         )  # fmt: skip
         low, b, c, _ = projected.split(plan.sizes, dim=-1)
@@ -294,6 +291,6 @@ class _FusedBlock(torch.autograd.Function):
         )
         del at_u
         ctx.ledger.append(Absorption("bias: convolution", ctx.block.mixer.conv1d, absorbed))
-        at_normed = products.linear(at_xz, plan.in_proj.t())
+        at_normed = product(at_xz, plan.in_proj.t())
         at = fused.norm_relevance(at_normed, at_stream, plan.norm, inverse)
         return at.to(ctx.dtype), None if ctx.first else at, None, None, None

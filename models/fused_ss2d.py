@@ -13,14 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vimlrp.kernels import (
-    ScanOrder,
-    fused,
-    fused_maps,
-    products,
-    selective_scan,
-    selective_scan_relevance,
-)
+from vimlrp.kernels import ScanOrder, fused, fused_maps, selective_scan, selective_scan_relevance
+from vimlrp.kernels.products import product
 from vimlrp.rules import (
     ConstantFactors,
     ConstantNormaliser,
@@ -144,12 +138,13 @@ def run(plan: Plan, block: "Block", x: Tensor, order: ScanOrder) -> Tensor:
 
 def _is_fusible(block: "Block") -> bool:
     """Whether a block has the layers that a plan describes, and nothing listens inside it."""
-    inner = (module for module in block.modules() if module is not block)
+    _, *inner = modules = list(block.modules())
     if any(module._forward_hooks or module._forward_pre_hooks for module in inner):
         return False
     mixer = block.op
     plain = mixer.in_proj.bias is None and mixer.out_proj.bias is None
-    return plain and len({parameter.dtype for parameter in block.parameters()}) == 1
+    parameters = (p for module in modules for p in module._parameters.values() if p is not None)
+    return plain and len({parameter.dtype for parameter in parameters}) == 1
 
 
 def _fixed(block: "Block") -> dict[nn.Module, Rule]:
@@ -190,10 +185,16 @@ def _numbers(block: "Block", trace: Trace) -> tuple[float, tuple[float, float] |
 def _constants(mixers: Sequence["SS2D"]) -> list[tuple[Tensor, Tensor]]:
     """Rates and the weights of the step, gathered at once: on a GPU each gathering is a launch.
 
-    Neighbouring channels are side by side in memory, as the kernels load them.
+    There, neighbouring channels are side by side in memory, as the kernels load them.
     """
     if not mixers:
         return []
+    if not mixers[0].A_logs.is_cuda:
+        return [
+            (-torch.exp(mixer.A_logs.detach()).unflatten(0, (len(weight), -1)), weight)
+            for mixer in mixers
+            for weight in [mixer.dt_projs_weight.detach()]
+        ]
     weights = [mixer.dt_projs_weight.detach() for mixer in mixers]
     logs = [mixer.A_logs.detach().unflatten(0, weights[0].shape[:2]) for mixer in mixers]
     rates = -torch.exp(torch.stack([log.mT for log in logs]))
@@ -260,10 +261,10 @@ def _mix(plan: Plan, x: Tensor, sides: torch.Size, order: ScanOrder) -> tuple[Te
     normed, inverse = fused_maps.layer_norm(
         x.unsqueeze(1), plan.norm.weight, plan.norm.bias, plan.eps[0]
     )
-    xz = products.linear(normed, plan.in_proj)
+    xz = product(normed, plan.in_proj)
     inner = plan.D.shape[1]
     u = fused_maps.conv_silu(xz[..., :inner].unflatten(1, sides), *plan.conv).flatten(1, 2)
-    projected = products.linear(u, plan.x_proj)
+    projected = product(u, plan.x_proj)
     low, b, c = plan.routes(projected)
     dt = plan.step(low)
     y = selective_scan(u, dt, plan.A, b, c, plan.D, order=order, grad="input")
@@ -272,7 +273,7 @@ def _mix(plan: Plan, x: Tensor, sides: torch.Size, order: ScanOrder) -> tuple[Te
     if plan.share is not None:
         out, signal = fused.gate(out.unsqueeze(1), xz[..., inner:], 1.0)
     kept = _Mixed(inverse, xz, projected, None if _recomputes(x) else dt, spread, signal)
-    return products.linear(out, plan.out_proj), kept
+    return product(out, plan.out_proj), kept
 
 
 class _Books:
@@ -293,7 +294,7 @@ def _unmix(
     """The gradient at the mixer's normalised input, (B, L, C), for that at its branch."""
     inner = plan.D.shape[1]
     at_xz = torch.empty_like(kept.xz)
-    at_normed = products.linear(at_out, plan.out_proj.t())
+    at_normed = product(at_out, plan.out_proj.t())
     if plan.share is not None and kept.signal is not None:
         z, at_z = kept.xz[..., inner:], at_xz[..., inner:]
         at_normed, _ = fused.gate_relevance(at_normed, kept.signal, z, *plan.share, 1.0, out_z=at_z)
@@ -304,14 +305,25 @@ def _unmix(
     low, b, c = plan.routes(kept.projected)
     dt = plan.step(low) if kept.dt is None else kept.dt
     at_y = at_y.unsqueeze(1).expand(-1, len(plan.A), -1, -1)
-    at_u = selective_scan_relevance(at_y, dt, plan.A, b, c, plan.D, order=order)
+    # On a GPU the routes run side by side, and the convolution reads what each has written.
+    at_u = selective_scan_relevance(
+        at_y, dt, plan.A, b, c, plan.D, order=order, summed=not at_y.is_cuda
+    )
     _, absorbed = fused_maps.conv_silu_relevance(
         at_u.unflatten(2, sides), kept.xz[..., :inner].unflatten(1, sides), *plan.conv,
         plan.gamma, out_x=at_xz[..., :inner].unflatten(1, sides),
     )  # fmt: skip
     if plan.conv[1] is not None:
         books.note(mixer.conv2d, absorbed)
-    return products.linear(at_xz, plan.in_proj.t())
+    return product(at_xz, plan.in_proj.t())
+
+
+def _add_product(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add x (B, L, C) times the transpose of weight (D, C) to out."""
+    if out.dtype == torch.float32:
+        out.add_(product(x, weight))
+    else:  # without room for the product
+        out.flatten(0, 1).addmm_(x.flatten(0, 1), weight.t())
 
 
 class _FusedBlock(torch.autograd.Function):
@@ -332,8 +344,8 @@ class _FusedBlock(torch.autograd.Function):
             out, normed, inverse = fused_maps.add_layer_norm(
                 x, branch, norm.weight, norm.bias, plan.eps[2], after=second.bias
             )
-            hidden = products.linear(normed, first.weight, first.bias)
-            out.flatten(0, 1).addmm_(F.gelu(hidden).flatten(0, 1), second.weight.t())
+            hidden = product(normed, first.weight, first.bias)
+            _add_product(out, F.gelu(hidden), second.weight)
         kept = (mixed.inverse, mixed.xz, mixed.projected, mixed.dt, mixed.spread, mixed.signal)
         ctx.save_for_backward(*kept, hidden, inverse)
         ctx.plan, ctx.block, ctx.order, ctx.ledger, ctx.sides = plan, block, order, ledger, sides
@@ -347,11 +359,12 @@ class _FusedBlock(torch.autograd.Function):
         at, mixed = gradients[0].flatten(1, 2), _Mixed(*kept)
         if plan.mlp is not None:
             norm, first, second = plan.mlp
-            at_hidden = products.linear(at, second.weight.t())
-            at_hidden, absorbed = fused_maps.gelu_relevance(at_hidden, hidden, first.bias)
+            at_hidden, absorbed = fused_maps.gelu_relevance(
+                product(at, second.weight.t()), hidden, first.bias
+            )
             books.note(block.mlp.fc1, absorbed)
             at, absorbed, by_second = fused_maps.layer_norm_relevance(
-                products.linear(at_hidden, first.weight.t()),
+                product(at_hidden, first.weight.t()),
                 at,
                 norm.weight,
                 norm.bias,

@@ -8,11 +8,11 @@ import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from vimlrp.kernels import ScanOrder
+from vimlrp.kernels.products import linear
 from vimlrp.sites import Activation, Conv2d, Gate, LayerNorm, Linear, Scan, Step
 from vimlrp.tracing import frozen
 
@@ -83,7 +83,7 @@ class SS2D(nn.Module):
     def _scan_parameters(self, u: Tensor) -> tuple[Tensor, ...]:
         """Dt (B, 4, L, E), A (4, E, N), B and C (B, 4, L, N), D (4, E)."""
         source = self.scan.parameter_source(u)
-        projected = F.linear(source, frozen(self.x_proj_weight).flatten(0, 1))
+        projected = linear(source, frozen(self.x_proj_weight).flatten(0, 1))
         projected = projected.unflatten(-1, (_ROUTES, -1)).transpose(1, 2)  # (B, 4, L, R + 2N)
         low, b, c = projected.split((self.rank, self.d_state, self.d_state), dim=-1)
         raw = low @ frozen(self.dt_projs_weight).transpose(1, 2)  # (B, 4, L, E)

@@ -9,7 +9,7 @@ from helpers import images, random, relative_error, run_site, seeded
 import vimlrp
 from vimlrp.errors import KernelError
 from vimlrp.input_rules import Box, Flat
-from vimlrp.kernels import ScanOrder, native, selective_scan
+from vimlrp.kernels import ScanOrder, native, products, selective_scan
 from vimlrp.models import VMamba
 from vimlrp.rules import (
     ConstantFactors,
@@ -102,6 +102,36 @@ def test_convolution_of_a_map_is_pytorchs(name):
     x = random(2, 7, 6, CONVOLUTIONS[name]["in_chans"], dtype=torch.float32)
     expected = theirs(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     assert relative_error(site(x), expected) < 1e-6
+
+
+SMALL_MAPS = {
+    "strided": {"kernel": 3, "stride": 2, "padding": 1},
+    "same": {"kernel": 3, "padding": 1, "bias": False},
+    "no padding": {"kernel": 2, "stride": 2},
+    "one by one": {"kernel": 1},
+    "one by one, strided and padded": {"kernel": 1, "stride": 2, "padding": 1},
+}
+
+
+@pytest.mark.parametrize("rule", [Zero(), Gamma(0.25), Epsilon(0.1)], ids=str)
+@pytest.mark.parametrize("name", SMALL_MAPS)
+def test_windows_side_by_side_are_the_convolution(monkeypatch, name, rule):
+    # A map with fewer windows than the layer has outputs; in float32, where that is faster.
+    monkeypatch.setattr(products, "_SMALL", 0)
+    with seeded():
+        site = Conv2d(6, 41, **SMALL_MAPS[name])
+    x = random(2, 5, 4, 6, dtype=torch.float32)
+    rows = site.rows(x, site.weight.detach())
+    side = SMALL_MAPS[name]["kernel"]
+    arranged = side > 1 and products.is_fast(x, site.weight)
+    assert rows.shape == (*site(x).shape[:3], 6 * side**2) if arranged else rows is x
+    gradient = random(*site(x).shape, seed=2, dtype=torch.float32)
+    out, (at_input,), absorbed = run_site(site, rule, x, gradient=gradient)
+    wide = run_site(site.double(), rule, x.double(), gradient=gradient.double())
+    assert relative_error(out, wide[0]) < 1e-6
+    assert relative_error(at_input, wide[1][0]) < 1e-5
+    for kind, share in wide[2].items():
+        assert relative_error(absorbed[kind], share) < 1e-4, kind
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import CompositeError
-from vimlrp.kernels.products import linear
+from vimlrp.kernels.pointwise import gamma_shares
 from vimlrp.propagation import share_product, with_gradient_of, with_gradients_of
 from vimlrp.tracing import InputRecord, active, at_least_float32
 
@@ -253,43 +253,24 @@ class Gamma(AffineRule):
 
     def spread(self, site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Give z and the sum of magnitudes what the contributions' shares make of a gradient."""
-        z = site.linear(x, weight) if bias is None else site.linear(x, weight) + bias
-        magnitude = _magnitude(site, x, weight, bias)
+        rows = site.rows(x, weight)
+        z = site.product(rows, weight) if bias is None else site.product(rows, weight) + bias
+        magnitude = _magnitude(site, rows, weight, bias)
         value = z.detach()
-        at_z, at_magnitude = self._factors(value.to(magnitude.dtype), magnitude.detach())
+        wide = value.to(magnitude.dtype)
+        at_z, at_magnitude = gamma_shares(wide, magnitude.detach(), self.gamma)
         out = with_gradients_of(value, (z, at_z), (magnitude, at_magnitude))
         if bias is not None:
-            _absorb(site, "bias", out, at_z * bias + at_magnitude * bias.abs())
+            taken = torch.addcmul(at_z * bias, at_magnitude, bias.abs())
+            _absorb(site, "bias", out, taken)
         return out
 
-    def relevance(self, site: "AffineSite", x: Tensor, gradient: Tensor) -> Tensor:
-        """Pass relevance to the pixels; where patches touch, as products of matrices."""
-        if not site.touching:
-            return super().relevance(site, x, gradient)
-        rows, weight = site.rows(x), site.weight.detach().to(x.dtype).flatten(1)
-        sizes = weight.abs()
-        z, magnitude = linear(rows, weight), linear(rows.abs(), sizes)
-        at_z, at_magnitude = self._factors(z, magnitude)
-        gradient = gradient.permute(0, 2, 3, 1)  # (B, h, w, D)
-        at_rows = linear(gradient * at_z, weight.t())
-        at_rows += rows.sign() * linear(gradient * at_magnitude, sizes.t())
-        return site.pixels(rows * at_rows, x)
 
-    def _factors(self, z: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
-        """What a gradient is multiplied by at z and at the sum of magnitudes."""
-        none = z == 0
-        winning = 0.5 * self.gamma * z.sign()
-        at_z = z / (z * (1 + 0.5 * self.gamma) + winning * magnitude)
-        at_z = at_z.masked_fill_(none, 0.0)
-        at_magnitude = at_z * winning
-        return at_z.mul_(1 + 0.5 * self.gamma).masked_fill_(none, 1.0), at_magnitude
-
-
-def _magnitude(site: "AffineSite", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _magnitude(site: "AffineSite", rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Sum the magnitudes of all contributions to W x + b."""
     # Half precision loses the small difference of large sums of opposite sign.
-    x, weight = x.to(at_least_float32(x)), weight.to(at_least_float32(weight))
-    total = site.linear(x.abs(), weight.abs())
+    rows, weight = rows.to(at_least_float32(rows)), weight.to(at_least_float32(weight))
+    total = site.product(rows.abs(), weight.abs())
     return total if bias is None else total + bias.abs()
 
 

@@ -7,41 +7,13 @@
 // pass their relevance to exactly the positions of the window.
 #include "fused.h"
 #include "functions.h"
+#include "rows.h"
 
 namespace {
 
 // Registers of channels that walk a convolution together, so that rows are read in long runs.
 constexpr int kStrip = 4;
 constexpr int64_t kRun = kStrip * kLanes;
-
-// The channels of a row from `channel` on: a whole register of them, or fewer at its end. kWhole
-// says that there are no fewer, which spares loops that are short of instructions the question.
-template <bool kWhole>
-struct Part {
-    int64_t channel;
-    int count;
-
-    Part(int64_t channels, int64_t first) : channel(first) {
-        const int64_t rest = channels - first;
-        count = static_cast<int>(rest < kLanes ? rest : kLanes);
-    }
-
-    INLINE bool full() const { return kWhole || count == kLanes; }
-
-    INLINE Vec read(const float* row) const {
-        return full() ? load(row + channel) : load_some(row + channel, count);
-    }
-
-    INLINE void write(float* row, Vec x) const {
-        full() ? store(row + channel, x) : store_some(row + channel, x, count);
-    }
-};
-
-INLINE float total(Vec x) {
-    float sum = 0;
-    for (int i = 0; i < kLanes; i++) sum += x[i];
-    return sum;
-}
 
 INLINE float* row_of(const Rows& x, int64_t image, int64_t k, int64_t t) {
     return x.data + image * x.batch + k * x.direction + t * x.row;

@@ -1,6 +1,7 @@
 // The entry points that Python calls: which instruction sets run here, and the scan and the fused
-// operations on one of them.
+// operations, on sequences and on maps, on one of them.
 #include "fused.h"
+#include "maps.h"
 #include "scan.h"
 
 #ifdef _OPENMP
@@ -13,6 +14,7 @@ struct Choice {
     const char* name;
     const ScanKernel* scan;
     const FusedKernel* fused;
+    const MapKernel* maps;
     bool runs;
 };
 
@@ -22,10 +24,11 @@ int64_t choices(Choice* to) {
 #ifdef VIMLRP_X86
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    to[count++] = {"avx512", &scan_avx512, &fused_avx512, avx2 && __builtin_cpu_supports("avx512f")};
-    to[count++] = {"avx2", &scan_avx2, &fused_avx2, avx2};
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
+    to[count++] = {"avx512", &scan_avx512, &fused_avx512, &maps_avx512, avx512};
+    to[count++] = {"avx2", &scan_avx2, &fused_avx2, &maps_avx2, avx2};
 #endif
-    to[count++] = {"portable", &scan_portable, &fused_portable, true};
+    to[count++] = {"portable", &scan_portable, &fused_portable, &maps_portable, true};
     return count;
 }
 
@@ -94,6 +97,16 @@ EXPORT int64_t vimlrp_fused(const FusedCall* call, int64_t size, int64_t which) 
     Choice all[3];
     choices(all);
     deal(*all[which].fused, *call);
+    return 0;
+}
+
+// One of the fused operations on maps; the answers are those of vimlrp_fused.
+EXPORT int64_t vimlrp_maps(const MapCall* call, int64_t size, int64_t which) {
+    if (size != sizeof(MapCall) || !vimlrp_runs(which)) return 1;
+    if (call->operation < 0 || call->operation >= kMapOperations) return 1;
+    Choice all[3];
+    choices(all);
+    deal(*all[which].maps, *call);
     return 0;
 }
 

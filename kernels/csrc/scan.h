@@ -1,12 +1,12 @@
 // What Python passes to the library, and what the parts of the library know of each other.
 //
 // Plain C types: no Python, no PyTorch. `_Call` in kernels/native.py mirrors `ScanCall`; whoever
-// changes one changes the other and raises kVersion, which counts for fused.h too.
+// changes one changes the other and raises kVersion, which counts for fused.h and maps.h too.
 #pragma once
 
 #include <cstdint>
 
-constexpr int64_t kVersion = 2;
+constexpr int64_t kVersion = 3;
 constexpr int64_t kLargestState = 256;
 
 // Strides count elements. The last axis of every operand but A and D is contiguous.

@@ -2,12 +2,13 @@
 
 python tests/benchmarks/bench_explain.py --model vim_small_patch16_224 --batch 1 --batch 64
 
-Medians over the given number of runs, with the spread between the quartiles. TF32 is off.
+Medians over the given number of runs, plain and explained in turns, with the spread between the
+quartiles. TF32 is off.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 import timm
@@ -16,18 +17,31 @@ from machine import describe, pick_device
 
 import vimlrp
 
+WARM_UP = 3
+"""Runs that do not count."""
 
-def seconds(run: Callable[[], object], device: torch.device, count: int) -> list[float]:
-    """Wall time of each of `count` runs, after three that do not count."""
+
+def seconds(
+    run: Callable[[], object], device: torch.device, count: int, warm_up: int = WARM_UP
+) -> list[float]:
+    """Wall time of each of `count` runs, after some that do not count."""
     samples = []
-    for i in range(count + 3):
+    for i in range(count + warm_up):
         start = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if i >= 3:
+        if i >= warm_up:
             samples.append(time.perf_counter() - start)
     return samples
+
+
+def alternating(
+    runs: Sequence[Callable[[], object]], device: torch.device, count: int
+) -> list[list[float]]:
+    """`seconds` of several runs in turns, so that what else the machine does befalls all alike."""
+    turns = [[seconds(run, device, 1, 0)[0] for run in runs] for _ in range(count + WARM_UP)]
+    return [list(samples) for samples in zip(*turns[WARM_UP:], strict=True)]
 
 
 def peak_mib(run: Callable[[], object], device: torch.device) -> float:
@@ -54,7 +68,7 @@ def row(name: str, dtype: torch.dtype, batch: int, device: torch.device, count: 
     def explain() -> object:
         return explainer(x, target=3)
 
-    forward, full = seconds(plain, device, count), seconds(explain, device, count)
+    forward, full = alternating((plain, explain), device, count)
     # What a pass needs; one that is replayed keeps it in its graph from call to call.
     once = vimlrp.Explainer(model, graphs=False)
     memory = ""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import click
 import timm
 import torch
-from bench_explain import seconds
+from bench_explain import alternating
 from machine import describe, pick_device
 from torch import Tensor, nn
 
@@ -53,10 +53,8 @@ def row(name: str, device: torch.device, count: int) -> str:
         with torch.no_grad():
             return model(x)
 
-    times = [
-        1e3 * statistics.median(seconds(run, device, count))
-        for run in (plain, lambda: explainer(x, target=3))
-    ]
+    runs = (plain, lambda: explainer(x, target=3))
+    times = [1e3 * statistics.median(samples) for samples in alternating(runs, device, count)]
     size = sum(p.numel() for p in model.parameters()) / 1e6
     return (
         f"| {name} | {size:.1f} | {residue(model):.0e} | {times[0]:.0f} | {times[1]:.0f} "

@@ -9,7 +9,7 @@ from small_vmamba import GENERATIONS, small_vmamba
 
 import vimlrp
 from vimlrp.engine import FUSE_VARIABLE
-from vimlrp.kernels import backends
+from vimlrp.kernels import backends, fused_maps_native
 from vimlrp.models import fused_ss2d
 
 FUSIBLE = (
@@ -288,6 +288,29 @@ def test_autocast_runs_by_sites(monkeypatch, runs):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         vimlrp.explain(model, images(1, dtype=torch.float32))
     assert runs == []
+
+
+@pytest.mark.skipif(
+    not any(b.name == "native" and b.usable for b in backends()),
+    reason="the C++ library is not built",
+)
+@pytest.mark.parametrize("sides", [(32, 32), (44, 29)])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_native_programs_give_the_composed_numbers(fuse, runs, monkeypatch, generation, sides):
+    used = []
+    original = fused_maps_native._run
+    monkeypatch.setattr(
+        fused_maps_native,
+        "_run",
+        lambda name, *a, **o: used.append(name) or original(name, *a, **o),
+    )
+    model = small_vmamba(dtype=torch.float32, generation=generation)
+    monkeypatch.setenv("VIMLRP_BACKEND", "native")
+    composed, ours = fuse(model, random(3, 3, *sides).float(), target=[0, 1, 2])
+    assert runs == blocks_of(model)
+    assert_same(ours, composed, 1e-5)
+    of_a_block = {"LAYER_NORM", "CONV_SILU", "LAYER_NORM_RELEVANCE", "CONV_SILU_RELEVANCE"}
+    assert of_a_block <= {operation.name for operation in used}
 
 
 @pytest.mark.skipif(

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from einops import rearrange
 from torch import Tensor, nn
 
+from vimlrp.kernels.products import input_linear, is_fast, linear
 from vimlrp.sites.base import Site
 
 __all__ = ["AffineSite", "CausalConv1d", "CentredConv1d", "Conv2d", "Linear", "PatchEmbedding"]
@@ -18,22 +19,21 @@ class AffineSite(Site):
     weight: Tensor
     bias: Tensor | None
 
-    @property
-    def touching(self) -> bool:
-        """Whether it cuts an image into patches side by side, each a row of a matrix."""
-        return False
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Cut touching patches out of an image: (B, C, H, W) to (B, h, w, C * side * side)."""
-        raise NotImplementedError
-
-    def pixels(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Put the rows of touching patches together to an image of the size of `like`."""
-        raise NotImplementedError
-
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply the linear map with another weight and no bias."""
         raise NotImplementedError
+
+    def rows(self, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002 (a site may ask its size)
+        """Arrange the values of x, and zeros, as `product` reads them best.
+
+        Rules that apply several weights arrange once. A function of each value that keeps 0, such
+        as the magnitude, may be applied to the result as well as to x.
+        """
+        return x
+
+    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Apply the linear map with another weight to what `rows` returned."""
+        return self.linear(rows, weight)
 
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """W for `linear`, and b as it is added to the output, both without a gradient."""
@@ -72,11 +72,11 @@ class Linear(AffineSite):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return F.linear(x, weight)
+        return input_linear(x, weight)
 
     def plain(self, x: Tensor) -> Tensor:
         """Compute W x + b in one call."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Say the sizes."""
@@ -158,13 +158,33 @@ class Conv2d(AffineSite):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, H, W, C) to (B, h, w, D)."""
-        return self._convolve(x, weight, None)
+        return self.product(self.rows(x, weight), weight)
+
+    def rows(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Windows side by side, (B, h, w, C k k), where one product of them is faster.
+
+        A convolution arranges its weights anew at every call, and this the windows.
+        """
+        windows = x.shape[0] * x.shape[1] * x.shape[2] // self.stride**2
+        side = weight.shape[-1]
+        if self.groups > 1 or side == 1 or windows >= len(weight) or not is_fast(x, weight):
+            return x
+        options = {"padding": self.padding, "stride": self.stride}
+        columns = F.unfold(x.permute(0, 3, 1, 2), weight.shape[2:], **options)  # (B, C k k, h w)
+        height = (x.shape[1] + 2 * self.padding - weight.shape[2]) // self.stride + 1
+        return columns.mT.contiguous().unflatten(1, (height, -1))
+
+    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """(B, h, w, C k k), or the map as it is, to (B, h, w, D)."""
+        return self._product(rows, weight, None)
 
     def plain(self, x: Tensor) -> Tensor:
         """Compute W x + b in one call."""
-        return self._convolve(x, self.weight, self.bias)
+        return self._product(self.rows(x, self.weight), self.weight, self.bias)
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.shape[-1] > 1 and self.groups == 1 and x.shape[-1] == weight[0].numel():
+            return input_linear(x, weight.flatten(1), bias)
         # The permuted view is PyTorch's channels-last layout, so nothing is copied.
         options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
         return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **options).permute(0, 2, 3, 1)
@@ -243,33 +263,27 @@ class PatchEmbedding(AffineSite):
         self.bias = nn.Parameter(torch.zeros(embed_dim)) if bias else None
         nn.init.normal_(self.weight, std=math.sqrt(1 / (in_chans * kernel**2)))
 
-    @property
-    def touching(self) -> bool:
-        """Whether patches neither overlap nor leave gaps."""
-        return not self.padding and self.stride == self.weight.shape[-1]
-
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, h, w)."""
-        if not self.touching:
-            return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
-        # Matrix products are faster.
-        return F.linear(self.rows(x), weight.flatten(1)).permute(0, 3, 1, 2)
+        return self.product(self.rows(x, weight), weight)
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Cut touching patches out of an image: (B, C, H, W) to (B, h, w, C * side * side)."""
-        side = self.stride
+    def rows(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Patches that touch as rows of a matrix, (B, h, w, C k k): such products are faster."""
+        side = weight.shape[-1]
+        if not self._touch(side):
+            # On a CPU the result then has its channels side by side, as all that follows reads it.
+            return x if x.is_cuda else x.contiguous(memory_format=torch.channels_last)
         x = x[..., : x.shape[-2] // side * side, : x.shape[-1] // side * side]
         return rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
 
-    def pixels(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Put the rows of touching patches together to an image of the size of `like`.
+    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """(B, h, w, C k k), or the image as it is, to (B, D, h, w)."""
+        if not self._touch(weight.shape[-1]):
+            return F.conv2d(rows, weight, stride=self.stride, padding=self.padding)
+        return input_linear(rows, weight.flatten(1)).permute(0, 3, 1, 2)
 
-        What no patch reaches is zero.
-        """
-        side = self.stride
-        image = rearrange(rows, "b h w (c p q) -> b c (h p) (w q)", p=side, q=side)
-        missing = (like.shape[-1] - image.shape[-1], like.shape[-2] - image.shape[-2])
-        return F.pad(image, (0, missing[0], 0, missing[1])) if any(missing) else image
+    def _touch(self, side: int) -> bool:
+        return not self.padding and self.stride == side
 
     def broadcast(self, bias: Tensor) -> Tensor:
         """(D,) to (D, 1, 1)."""

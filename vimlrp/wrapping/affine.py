@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from timm.layers.conv2d_same import conv2d_same
 from torch import Tensor, nn
 
 from vimlrp.errors import UnsupportedModelError
+from vimlrp.kernels.products import input_linear
 from vimlrp.sites import AffineSite, Site
 from vimlrp.tracing import at_least_float32
 from vimlrp.wrapping.cloning import Counterpart, Table
@@ -93,7 +93,7 @@ class _Linear(Counterpart, AffineSite):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """(..., C) to (..., D)."""
-        return F.linear(x, weight)
+        return input_linear(x, weight)
 
 
 class _BatchNorm(Counterpart, AffineSite):
