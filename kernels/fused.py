@@ -75,7 +75,7 @@ def norm_relevance(
     inverse: Tensor,
     *,
     backend: str = "auto",
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Pass a gradient through `add_rms_norm` with a constant normaliser (Ali et al., ICML 2022).
 
     Args:
@@ -86,7 +86,8 @@ def norm_relevance(
         backend: See the module.
 
     Returns:
-        The gradient at both summands, (B, L, D), float32 at least.
+        The gradient at both summands, (B, L, D), float32 at least for the stream; and once more in
+        the dtype of at_normed for the branch.
 
     Raises:
         KernelError: If an argument does not fit, or the backend cannot take the call.

@@ -80,7 +80,7 @@ def add_rms_norm(
 
 def norm_relevance(
     at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`fused.norm_relevance`."""
     inputs = [_rows(at_normed)] if at_stream is None else [_rows(at_normed), _rows(at_stream)]
     out = _empty(*at_normed.shape)
@@ -88,7 +88,7 @@ def norm_relevance(
         _Operation.NORM_RELEVANCE, inputs, [out], weight=weight.contiguous(),
         column=inverse.contiguous(),
     )  # fmt: skip
-    return out
+    return out, out
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:

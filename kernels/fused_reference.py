@@ -36,11 +36,12 @@ def add_rms_norm(
 
 def norm_relevance(
     at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`fused.norm_relevance`."""
     dtype = compute_dtype(at_normed, at_stream, weight, inverse)
     out = at_normed.to(dtype) * weight * inverse.unsqueeze(-1)
-    return (out if at_stream is None else at_stream + out).contiguous()
+    out = (out if at_stream is None else at_stream + out).contiguous()
+    return out, out.to(at_normed.dtype)
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:

@@ -63,19 +63,21 @@ def add_rms_norm(
 
 def norm_relevance(
     at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`fused.norm_relevance`."""
     at_normed, weight = rows(at_normed), weight.contiguous()
     summand = at_normed if at_stream is None else rows(at_stream)
     shape = at_normed.shape
     out = torch.empty(shape, dtype=torch.float32, device=at_normed.device)
+    twice = at_normed.dtype != out.dtype
+    narrow = torch.empty(shape, dtype=at_normed.dtype, device=out.device) if twice else out
     sizes = whole_rows(shape)
     launch(
         norm_relevance_kernel, tiles(shape, sizes), at_normed, summand, weight, inverse, out,
-        at_normed.stride(), summand.stride(), inverse.stride(), shape[1], shape[2],
-        HAS_STREAM=at_stream is not None, **sizes,
+        narrow, at_normed.stride(), summand.stride(), inverse.stride(), shape[1], shape[2],
+        HAS_STREAM=at_stream is not None, TWICE=twice, **sizes,
     )  # fmt: skip
-    return out
+    return out, narrow
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:
@@ -155,7 +157,8 @@ def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     channels = weight.shape[1]
     dt = _directions_first((batch, directions, length, channels), low)
     shape = torch.Size((batch * directions, length, channels))
-    sizes = {"BLOCK_T": 32, "BLOCK_E": 128, "num_warps": 2}
+    # In float32 a product has three parts, which take twice the registers.
+    sizes = {"BLOCK_T": 32, "BLOCK_E": 128, "num_warps": 2 if low.element_size() == 2 else 4}
     # Matrix units multiply values of one type; Triton's interpreter cannot multiply bfloat16.
     wide = low.dtype != weight.dtype or not low.is_cuda
     launch(

@@ -245,11 +245,11 @@ def add_rms_norm_kernel(
 
 @triton.jit(do_not_specialize=_VARYING)
 def norm_relevance_kernel(
-    at_normed, at_stream, weight, inverse, out, at_normed_strides, at_stream_strides,
+    at_normed, at_stream, weight, inverse, out, narrow, at_normed_strides, at_stream_strides,
     inverse_strides, length, E,
-    HAS_STREAM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+    HAS_STREAM: tl.constexpr, TWICE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """at_stream + at_normed * weight * inverse."""
+    """at_stream + at_normed * weight * inverse, and TWICE in a narrow type too."""
     b, t, e, inside = tile(length, E, BLOCK_T, BLOCK_E)
     at = at_normed + b * at_normed_strides[0] + t * at_normed_strides[1] + e
     # One-dimensional, so that a thread loads the factor of a row once for all its channels.
@@ -261,7 +261,10 @@ def norm_relevance_kernel(
     if HAS_STREAM:
         at = at_stream + b * at_stream_strides[0] + t * at_stream_strides[1] + e
         total += tl.load(at, inside, 0.0).to(tl.float32)
-    tl.store(out + (b * length + t) * E + e, total, inside)
+    at = (b * length + t) * E + e
+    tl.store(out + at, total, inside)
+    if TWICE:
+        tl.store(narrow + at, total.to(narrow.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=_VARYING)

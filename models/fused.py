@@ -76,9 +76,9 @@ class Plan:
 _ORDER = ScanOrder.bidirectional()
 # Values of a branch up to which a batch is small: eight images of Vim-small.
 _SMALL = 8 * 200 * 384
-# On a GPU rows of the projection come in multiples of these, so that those of its result are
-# aligned in memory and load in wide pieces.
-_ALIGNED_ROWS = 16
+# On a GPU the projection has rows of zeros at its end, so that the rows of its result begin at
+# multiples of these bytes and load in wide pieces.
+_ALIGNMENT = 16
 _REVERSE = _ORDER.reverse
 
 
@@ -180,7 +180,7 @@ def _constants(blocks: Sequence["Block"]) -> Iterator[_Constants]:
     shifts = _both(mixers, lambda m: (m.conv1d.bias, m.conv1d_b.bias))
     x_proj = _both(mixers, lambda m: (m.x_proj.weight, m.x_proj_b.weight))
     if x_proj.is_cuda:
-        x_proj = F.pad(x_proj, (0, 0, 0, -x_proj.shape[2] % _ALIGNED_ROWS))
+        x_proj = F.pad(x_proj, (0, 0, 0, -x_proj.shape[2] % (_ALIGNMENT // x_proj.element_size())))
     # Neighbouring channels side by side in memory, as the kernels load them.
     steps = _both(mixers, lambda m: (m.dt_proj.weight.t(), m.dt_proj_b.weight.t())).mT
     biases = _both(mixers, lambda m: (m.dt_proj.bias, m.dt_proj_b.bias))
@@ -292,5 +292,5 @@ class _FusedBlock(torch.autograd.Function):
         del at_u
         ctx.ledger.append(Absorption("bias: convolution", ctx.block.mixer.conv1d, absorbed))
         at_normed = product(at_xz, plan.in_proj.t())
-        at = fused.norm_relevance(at_normed, at_stream, plan.norm, inverse)
-        return at.to(ctx.dtype), None if ctx.first else at, None, None, None
+        at, narrow = fused.norm_relevance(at_normed, at_stream, plan.norm, inverse)
+        return narrow.to(ctx.dtype), None if ctx.first else at, None, None, None

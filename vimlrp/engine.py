@@ -104,6 +104,7 @@ def explaining(
         watcher: Looks on at every site.
     """
     check_eager(model)
+    _check_one_device(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -140,6 +141,15 @@ def check_eager(model: nn.Module) -> None:
             )
 
 
+def _check_one_device(model: nn.Module) -> None:
+    devices = {p.device for p in model.parameters()}
+    if len(devices) > 1:
+        raise InputError(
+            f"the model's parameters lie on {', '.join(sorted(map(str, devices)))}; "
+            "move it to one device with model.to(device)"
+        )
+
+
 def propagate(model: nn.Module, x: Tensor, composite: Composite, request: Request) -> Result:
     """Explain a batch.
 
@@ -155,8 +165,9 @@ def propagate(model: nn.Module, x: Tensor, composite: Composite, request: Reques
         InputError: If a layer does not exist or a direction does not fit.
     """
     with explaining(model, x, composite) as trace:
-        # A copy, made here, where the user's inference mode is off.
-        return explained(model, x.detach().clone(), trace, request, check_finite)
+        # A tensor of the user's inference mode takes part as a copy, made here, where that is off.
+        x = x.detach().clone() if x.is_inference() else x.detach()
+        return explained(model, x, trace, request, check_finite)
 
 
 def explained(
@@ -170,7 +181,7 @@ def explained(
 
     Args:
         model: As for `propagate`, as is `request`.
-        x: A batch of which nothing else holds the memory.
+        x: A batch that nothing writes to meanwhile, outside inference mode.
         trace: Of `explaining`.
         request: What to explain and what to bring back.
         check: Is given the logits, (B, C).

@@ -130,8 +130,8 @@ def test_half_precision(backend: str, name: str, dtype: torch.dtype) -> None:
     assert [x.dtype for x in results] == {
         "norm": [wide, dtype, wide],
         "first norm": [wide, wide, wide],
-        "norm back": [wide],
-        "norm back alone": [wide],
+        "norm back": [wide, dtype],
+        "norm back alone": [wide, dtype],
         "conv back": [dtype, wide],
         "conv back without bias": [dtype, wide],
     }.get(name, [dtype] * len(results))
@@ -243,7 +243,7 @@ def test_a_program_stores_its_own_positions_alone(
     from vimlrp.kernels import fused_triton
 
     call = calls(70, 5, 2, 4, batch=1)["conv back"].to(DEVICE[backend])
-    _, sizes = fused_triton._walk(*call.args[1:5])
+    _, sizes = fused_triton._walk(*call.args[1:5], fused_triton._UNROLL_RELEVANCE)
     # A chunk that does not fill its last round of steps.
     monkeypatch.setattr(fused_triton, "_walk", lambda *_: (16, sizes))
     monkeypatch.setattr(fused_triton, "_walks", lambda *_: 1)
