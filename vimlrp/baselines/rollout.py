@@ -76,8 +76,9 @@ def mamba_attribution(
 ) -> Tensor:
     """The rollout of I + (slope * alpha)+, equation 23.
 
-    The slope is the gradient of the target's logit at the mixer's output, its mean over channels.
-    It weighs the tokens that alpha collects, the rows, whose outputs it belongs to.
+    The slope is the gradient of the target's logit at the mixer's output, its mean over channels:
+    a number a token. It weighs the tokens that alpha collects from, its columns, as in the authors'
+    code; the equation leaves open which it is.
 
     Args:
         model: A Vim or a VMamba.
@@ -139,7 +140,7 @@ def _rolled(step: Step, model: Family, x: Tensor, layers: list[Layer]) -> Tensor
 def _weighed(layer: Layer) -> Tensor:
     if layer.slope is None:
         return layer.attention
-    return (layer.slope.unsqueeze(2) * layer.attention).clamp(min=0)
+    return (layer.slope.unsqueeze(1) * layer.attention).clamp(min=0)
 
 
 def _row(row: Tensor, matrix: Tensor) -> Tensor:
