@@ -77,9 +77,9 @@ MAPPED = Models("a Vim, or a model with stages such as VMamba and timm's convolu
 def grad_cam(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     """The last map's channels, weighted with their mean gradient, their positive part.
 
-    Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2. The map is that
-    of the last stage, which timm's `feature_info` names. In a Vim it is the patches as they enter
-    the last mixer, since behind that only the class token is read.
+    Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2. The map is
+    that of the last stage, which timm's `feature_info` names. In a Vim it is the patches as they
+    enter the last mixer, since behind that only the class token is read.
 
     Args:
         model: A Vim, or a model whose `feature_info` lists stages that give maps.

@@ -3,7 +3,8 @@
 Ali, Zimerman and Wolf, ACL 2025, https://arxiv.org/abs/2403.01590, equation 14. Unrolled, a scan is
 a linear map of its input,
 
-    y_t = sum over s <= t of alpha[t, s] u_s,   alpha[t, s] = C_t . prod(k = s+1..t) exp(dt_k A) dt_s B_s
+    y_t = sum over s <= t of alpha[t, s] u_s
+    alpha[t, s] = C_t . (product over k = s + 1 .. t of exp(dt_k A)) dt_s B_s
 
 for every channel, the skip weights D left out. The product ends with step t: the authors' code for
 a class token in the middle leaves the last factor out, and its loop is not followed here.

@@ -1,8 +1,9 @@
 """One pass through a Vim or a VMamba that keeps the hidden attention of its mixers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from vimlrp.rules import Rule
 from vimlrp.sites import Scan
 from vimlrp.wrapping import wrap
 
-__all__ = ["SCANNED", "Layer", "run_mixers", "scanned"]
+__all__ = ["SCANNED", "Layer", "count_entries", "run_mixers", "scanned"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,20 @@ class Layer:
     Args:
         attention: The mean over channels, (B, L, L), without a gradient.
         grid: Rows and columns of its tokens, class tokens aside.
-        slope: The gradient of the target's logit at the mixer's output, its mean over channels,
-            (B, L); None where it was not asked for.
+        slope: The gradient of the target's logit at the stream that the block reads, its mean over
+            channels, (B, L); None where it was not asked for.
     """
 
     attention: Tensor
     grid: tuple[int, int]
     slope: Tensor | None = None
+
+
+class _Block(NamedTuple):
+    """The sites of a block to look at: what reads the stream, and the mixer's scan."""
+
+    norm: nn.Module
+    scan: nn.Module
 
 
 def scanned(model: nn.Module) -> VisionMamba | VMamba | None:
@@ -49,6 +57,24 @@ def scanned(model: nn.Module) -> VisionMamba | VMamba | None:
 SCANNED = Models("a Vim or a VMamba", lambda model: scanned(model) is not None)
 
 
+def count_entries(model: VisionMamba | VMamba, x: Tensor, start: float) -> int:
+    """How many entries the matrices of one image have that `run_mixers` keeps.
+
+    Args:
+        model: Built from sites.
+        x: (B, 3, H, W).
+        start: As there.
+    """
+    first = _first(model, start)
+    if isinstance(model, VisionMamba):
+        return (len(model.layers) - first) * model.layout_of(x).length ** 2
+    parts: list[Any] = list(zip(model.feature_info, model.layers, strict=True))[first:]
+    return sum(
+        len(stage.blocks) * prod(ceil(side / info["reduction"]) for side in x.shape[2:]) ** 2
+        for info, stage in parts
+    )
+
+
 def run_mixers(
     model: VisionMamba | VMamba, x: Tensor, target: Tensor, start: float, slopes: bool
 ) -> list[Layer]:
@@ -59,7 +85,7 @@ def run_mixers(
         x: (B, 3, H, W).
         target: (B,).
         start: Where to begin: the share of a Vim's blocks, or of a VMamba's stages, left out.
-        slopes: Whether the gradients at the mixers' outputs are wanted.
+        slopes: Whether the gradients at the streams are wanted.
 
     Returns:
         The layers from the input to the output.
@@ -67,19 +93,17 @@ def run_mixers(
     Raises:
         InputError: If `start` leaves nothing.
     """
-    if not 0 <= start < 1:
-        raise InputError(f"start is {start}; give a share of the depth from 0 to below 1")
-    watcher = _Watcher(_mixers(model, start))
+    watcher = _Watcher(_blocks(model, start))
     with explaining(model, x, Composite("gradient_x_input"), watcher) as trace:
         trace.fuse = False  # a fused block has no scan to look at
         with torch.set_grad_enabled(slopes):
             value = TargetLogit(model)(x, target)
-        outputs = watcher.outputs
-        found = torch.autograd.grad(value.sum(), outputs) if slopes else [None] * len(outputs)
-    token_grid = model.layout_of(x).grid if isinstance(model, VisionMamba) else None
+        streams = watcher.streams
+        found = torch.autograd.grad(value.sum(), streams) if slopes else [None] * len(streams)
+    tokens = model.layout_of(x).grid if isinstance(model, VisionMamba) else None
     return [
-        Layer(attention, token_grid or (out.shape[1], out.shape[2]), _mean_slope(slope))
-        for attention, out, slope in zip(watcher.attentions, outputs, found, strict=True)
+        Layer(attention, tokens or (stream.shape[1], stream.shape[2]), _mean_slope(slope))
+        for attention, stream, slope in zip(watcher.attentions, streams, found, strict=True)
     ]
 
 
@@ -88,26 +112,26 @@ def _mean_slope(slope: Tensor | None) -> Tensor | None:
     return None if slope is None else slope.mean(-1).flatten(1)
 
 
-@dataclass
 class _Watcher:
-    """Looks on while the mixers run.
+    """Looks on while the blocks run.
 
     Args:
-        mixers: Those to keep.
+        blocks: Those to keep.
     """
 
-    mixers: Sequence[Any]
-    attentions: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)  # (B, L, C) or (B, h, w, C)
+    def __init__(self, blocks: Sequence[_Block]) -> None:
+        self._norms = {block.norm for block in blocks}
+        self._scans = {block.scan for block in blocks}
+        self.streams: list[Tensor] = []  # (B, L, C) or (B, h, w, C)
+        self.attentions: list[Tensor] = []
 
     def visit(self, site: nn.Module, rule: Rule, args: tuple[Any, ...]) -> Any:
-        """Run a site; keep the attention of a scan, and the output of a mixer's last layer."""
-        out = rule.run(site, *args)
-        if isinstance(site, Scan) and any(site is mixer.scan for mixer in self.mixers):
-            self.attentions.append(_attention(site, *args))
-        elif any(site is mixer.out_proj for mixer in self.mixers):
-            self.outputs.append(out)
-        return out
+        """Run a site; keep the stream that a block's norm is given, and a scan's attention."""
+        if site in self._norms:
+            self.streams.append(args[0])
+        elif isinstance(site, Scan) and site in self._scans:
+            self.attentions.append(_attention(site, args))
+        return rule.run(site, *args)
 
     def constant(self, x: Tensor) -> Tensor:
         """Detach."""
@@ -115,14 +139,21 @@ class _Watcher:
 
 
 @torch.no_grad()
-def _attention(site: Scan, u: Tensor, *args: Any) -> Tensor:
-    dt, A, B, C, _, *order = args
+def _attention(site: Scan, args: tuple[Any, ...]) -> Tensor:
+    _, dt, A, B, C, _, *order = args
     return mean_attention(dt, A, B, C, order[0] if order else site.order)
 
 
-def _mixers(model: VisionMamba | VMamba, start: float) -> list[Any]:
+def _blocks(model: VisionMamba | VMamba, start: float) -> list[_Block]:
     parts: list[Any] = list(model.layers)
-    kept = parts[int(start * len(parts)) :]
+    kept = parts[_first(model, start) :]
     if isinstance(model, VisionMamba):
-        return [block.mixer for block in kept]
-    return [block.op for stage in kept for block in stage.blocks]
+        return [_Block(block.norm, block.mixer.scan) for block in kept]
+    return [_Block(block.norm, block.op.scan) for stage in kept for block in stage.blocks]
+
+
+def _first(model: VisionMamba | VMamba, start: float) -> int:
+    """The first block or stage to keep."""
+    if not 0 <= start < 1:
+        raise InputError(f"start is {start}; give a share of the depth from 0 to below 1")
+    return int(start * len(model.layers))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 
-from vimlrp.baselines import gradients, grad_cam, priors, rollout, sampling
+from vimlrp.baselines import grad_cam, gradients, priors, rollout, sampling
 from vimlrp.baselines.contract import Method, Models
 from vimlrp.baselines.grad_cam import MAPPED
 from vimlrp.baselines.lrp import EXPLAINED, lrp

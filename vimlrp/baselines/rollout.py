@@ -11,8 +11,9 @@ Vim's sequence or a VMamba's map. VMamba adds two things: the attention of its f
 summed, as the paper sums both directions of Vim, and where a map is made coarser, what a cell
 collected is shared out among the cells that it was made from, in equal parts.
 
-The first layers are left out, 15 of 24 in Vim-small as in the authors' evaluation. In VMamba these
-are the first two of four stages, whose long sequences would take the most memory.
+All layers of Vim are rolled out, as in the paper's equations; its authors evaluate Vim-small from
+layer 15 of 24 on, which is `start=15 / 24`. In VMamba the first two of four stages are left out,
+whose sequences of 3,136 and 784 tokens would take a matrix of that side for every image.
 """
 
 from collections.abc import Callable
@@ -23,14 +24,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vimlrp.baselines.chunks import in_chunks
-from vimlrp.baselines.mixers import Layer, run_mixers, scanned
+from vimlrp.baselines.mixers import Layer, count_entries, run_mixers, scanned
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.models import VisionMamba, VMamba
 
 __all__ = ["attention_rollout", "mamba_attribution", "raw_attention"]
 
-_START = {VisionMamba: 15 / 24, VMamba: 2 / 4}
 _BATCH = 16
+_MOST = 1 << 26
+"""Entries that the matrices kept of one pass may have: 256 MiB in float32."""
 
 Family = VisionMamba | VMamba
 Step = Callable[[Layer], Tensor]
@@ -46,7 +48,7 @@ def raw_attention(
         x: (B, 3, H, W).
         target: Not used: the map is the same for every class.
         start: The share of a Vim's blocks, or of a VMamba's stages, that is left out; None for
-            15 / 24 and 2 / 4.
+            0 and 2 / 4.
 
     Returns:
         (B, H, W).
@@ -76,9 +78,10 @@ def mamba_attribution(
 ) -> Tensor:
     """The rollout of I + (slope * alpha)+, equation 23.
 
-    The slope is the gradient of the target's logit at the mixer's output, its mean over channels:
-    a number a token. It weighs the tokens that alpha collects from, its columns, as in the authors'
-    code; the equation leaves open which it is.
+    The slope is the gradient of the target's logit, its mean over channels: a number a token. It
+    weighs the tokens that alpha collects from, its columns, and is taken where they enter the
+    block, as in the authors' code, which is the output of the mixer below. At a mixer's own output a token
+    that no later layer reads would have none, and with it the last layer no part in the map.
 
     Args:
         model: A Vim or a VMamba.
@@ -104,7 +107,7 @@ def _maps(
     own = scanned(model)
     if own is None:
         raise UnsupportedModelError(f"a {type(model).__name__} has no hidden attention")
-    first = _START[type(own)] if start is None else start
+    first = (0.0 if isinstance(own, VisionMamba) else 0.5) if start is None else start
 
     def maps(_: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         layers = run_mixers(own, images, classes, first, slopes)
@@ -112,7 +115,8 @@ def _maps(
         sides = images.shape[2:]
         return F.interpolate(cells.unsqueeze(1), sides, mode="bilinear").squeeze(1)
 
-    return in_chunks(maps, own, x, target, _BATCH)
+    entries = count_entries(own, x, first)
+    return in_chunks(maps, own, x, target, max(1, min(_BATCH, _MOST // entries)))
 
 
 def _raw(model: Family, x: Tensor, layers: list[Layer]) -> Tensor:
