@@ -148,7 +148,7 @@ def test_a_model_without_a_gradient_is_refused():
 
 def test_a_model_that_cannot_be_copied_is_refused(linear):
     linear.stream = (number for number in range(3))
-    with pytest.raises(UnsupportedModelError, match="cannot be copied.*generator"):
+    with pytest.raises(UnsupportedModelError, match=r"cannot be copied.*generator"):
         METHODS["gradient"](linear, images(2, 8), TARGET)
 
 

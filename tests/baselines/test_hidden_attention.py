@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attention_by_hand import unrolled
 from helpers import random, relative_error
 
 from vimlrp.baselines import hidden_attention
@@ -22,26 +23,6 @@ def problem(order, length, batch=2, channels=5, states=3):
     A = -random(k, channels, states, seed=2).exp()
     B, C = (random(batch, k, length, states, seed=seed) for seed in (3, 4))
     return dt, A, B, C
-
-
-def unrolled(dt, A, B, C, order):
-    """Equation 14 as it is written, one entry, channel and state at a time, by positions."""
-    batch, directions, length, channels = dt.shape
-    steps = order.steps(length)
-    alpha = torch.zeros(batch, channels, length, length, dtype=torch.float64)
-    for k in range(directions):
-        for t in range(length):
-            for s in range(t + 1):
-                now, then = steps[k, t], steps[k, s]
-                entry = torch.zeros(batch, channels, dtype=torch.float64)
-                for n in range(A.shape[2]):
-                    decay = torch.ones(batch, channels, dtype=torch.float64)
-                    for between in range(s + 1, t + 1):
-                        decay *= torch.exp(dt[:, k, steps[k, between]] * A[k, :, n])
-                    drive = dt[:, k, then] * B[:, k, then, n, None]
-                    entry += C[:, k, now, n, None] * decay * drive
-                alpha[:, :, now, then] += entry
-    return alpha
 
 
 @pytest.mark.parametrize(("name", "length"), CASES)

@@ -80,8 +80,8 @@ def mamba_attribution(
 
     The slope is the gradient of the target's logit, its mean over channels: a number a token. It
     weighs the tokens that alpha collects from, its columns, and is taken where they enter the
-    block, as in the authors' code, which is the output of the mixer below. At a mixer's own output a token
-    that no later layer reads would have none, and with it the last layer no part in the map.
+    block, as in the authors' code, which is the output of the mixer below. At a mixer's own output
+    a token that no later layer reads would have none, and the last layer no part in the map.
 
     Args:
         model: A Vim or a VMamba.
