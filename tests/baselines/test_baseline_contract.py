@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,3 +218,28 @@ def test_importing_the_methods_takes_nothing_optional_along():
 
 def test_every_refusal_is_one_of_the_family():
     assert issubclass(MissingDependencyError, VimLRPError)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gpu_gives_the_maps_of_a_cpu(name):
+    model, x = small_vim(global_pool="avg", dtype=torch.float32), images(dtype=torch.float32)
+    expected = METHODS[name](model, x, TARGET)
+    maps = METHODS[name](model.cuda(), x.cuda(), TARGET.cuda())
+    assert maps.is_cuda
+    if name.startswith("smoothgrad"):  # other generators, other noise
+        again = METHODS[name](model, x.cuda(), TARGET.cuda())
+        assert relative_error(again.cpu(), maps.cpu()) < 1e-4
+    else:
+        assert relative_error(maps.cpu(), expected) < 1e-3
+
+
+def test_the_documentation_lists_every_baseline_with_its_cost_and_needs():
+    page = Path(__file__).parents[2] / "docs" / "baselines.md"
+    rows = [line.split(" | ") for line in page.read_text("utf-8").splitlines() if line[:3] == "| `"]
+    listed = {row[0].strip("| `"): row for row in rows}
+    for name, entry in METHODS.items():
+        if name in COMPOSITES and name != "gradient_x_input":
+            continue
+        assert listed[name][2] == f"{entry.forwards}, {entry.backwards}", name
+        assert ("`baselines`" in listed[name][4]) is (entry.extra is not None), name

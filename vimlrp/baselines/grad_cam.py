@@ -30,14 +30,16 @@ class _Place:
 
 def _tokens(model: nn.Module, x: Tensor, out: Tensor) -> Tensor:
     """The patches of a sequence (B, L, D)."""
-    layout: Any = model.layout_of(x)  # type: ignore[operator]
+    vim: Any = model
+    layout = vim.layout_of(x)
     return layout.patches_of(out).transpose(1, 2).unflatten(2, layout.grid)
 
 
 def _map(model: nn.Module, x: Tensor, out: Tensor) -> Tensor:
     """A map with its channels, whose number timm knows, first or last."""
     del x
-    channels: int = model.feature_info[-1]["num_chs"]  # type: ignore[index]
+    stages: Any = model.feature_info
+    channels = stages[-1]["num_chs"]
     shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if not isinstance(out, Tensor) or out.dim() != 4 or channels not in (out.shape[1], shape[3]):
         raise UnsupportedModelError(

@@ -18,8 +18,8 @@ from vimlrp.tracing import at_least_float32
 
 __all__ = ["mean_attention"]
 
-_MOST = 1 << 25
-"""Numbers that a factor of a product may hold: 128 MiB in float32."""
+_MOST = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Numbers that a factor of a product may hold: what a cache holds, or what keeps a GPU busy."""
 
 
 def mean_attention(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, order: ScanOrder) -> Tensor:
@@ -72,7 +72,8 @@ def _causal(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     dt, B, C = (torch.nn.functional.pad(x, (0, 0, 0, padded - length)) for x in (dt, B, C))
     alpha = dt.new_zeros(len(dt), padded, padded)
     alpha.diagonal(dim1=1, dim2=2).copy_((B * C).sum(2) * dt.sum(2))
-    size = max(1, _MOST // (len(dt) * padded * A.shape[1]))
+    most = _MOST["cuda" if dt.is_cuda else "cpu"]
+    size = max(1, most // (len(dt) * padded * A.shape[1]))
     for part, rates in zip(dt.split(size, dim=2), A.split(size), strict=True):
         span = 2
         while span <= padded:

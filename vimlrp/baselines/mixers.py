@@ -141,7 +141,8 @@ class _Watcher:
 @torch.no_grad()
 def _attention(site: Scan, args: tuple[Any, ...]) -> Tensor:
     _, dt, A, B, C, _, *order = args
-    return mean_attention(dt, A, B, C, order[0] if order else site.order)
+    routes: Any = order[0] if order else site.order
+    return mean_attention(dt, A, B, C, routes)
 
 
 def _blocks(model: VisionMamba | VMamba, start: float) -> list[_Block]:

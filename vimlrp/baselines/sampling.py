@@ -106,13 +106,21 @@ def _smooth_slope(
         )
 
     # One by one, from the same random numbers: a map does not change with its batch.
-    devices = [x.device] if x.is_cuda else []
     slopes = []
     for image, label in zip(x.split(1), target.split(1), strict=True):
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            _seed(x.device, seed)
             slopes.append(slope(image, label))
     return torch.cat(slopes)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generator of one device; torch.manual_seed would seed those of all others too."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def integrated_gradients(
