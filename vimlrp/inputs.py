@@ -15,7 +15,15 @@ from vimlrp.errors import InputError
 from vimlrp.photos import Photo, read_photo
 from vimlrp.preprocessing import Geometry, Preprocessing, denormalise
 
-__all__ = ["Batch", "Images", "Source", "batches", "device_and_dtype", "preprocessing_of"]
+__all__ = [
+    "Batch",
+    "Images",
+    "Source",
+    "batches",
+    "check_tensor",
+    "device_and_dtype",
+    "preprocessing_of",
+]
 
 Image_ = str | Path | Image.Image | NDArray[Any] | Photo
 Images = Image_ | Sequence[Image_] | Tensor
@@ -131,7 +139,7 @@ def _picture_batch(pictures: Sequence[Image_], start: int, model: nn.Module) -> 
 
 def _tensor_batches(x: Tensor, model: nn.Module, size: int | None) -> Iterator[Batch]:
     x = x[None] if x.dim() == 3 else x
-    _check_tensor(x, model)
+    check_tensor(x, model)
     x = x.detach().clone()  # the sources keep their picture, whatever becomes of the user's tensor
     preprocessing = preprocessing_of(model)
     geometry = Geometry.whole(*x.shape[-2:])
@@ -147,7 +155,16 @@ def _tensor_batches(x: Tensor, model: nn.Module, size: int | None) -> Iterator[B
         yield Batch(part, sources)
 
 
-def _check_tensor(x: Tensor, model: nn.Module) -> None:
+def check_tensor(x: Tensor, model: nn.Module) -> None:
+    """Refuse a tensor that is no batch of images for a model.
+
+    Args:
+        x: Should be (B, 3, H, W), finite, on the model's device and of its type.
+        model: Will be given it.
+
+    Raises:
+        InputError: Saying what does not fit.
+    """
     device, dtype = device_and_dtype(model)
     if x.dim() != 4 or x.shape[1] != 3:
         raise InputError(

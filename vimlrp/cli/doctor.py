@@ -24,6 +24,8 @@ _EXTRAS = (
     ("mamba-ssm", "mamba-ssm", EXTENSION, "the scan backend mamba_ssm"),
     ("mamba-ssm", "causal-conv1d", "causal_conv1d", "for the official models, unused by vimlrp"),
     ("plot", "matplotlib", "matplotlib", "plots of check_conservation"),
+    ("baselines", "captum", "captum", "SmoothGrad, integrated gradients, occlusion"),
+    ("baselines", "grad-cam", "pytorch_grad_cam", "Grad-CAM"),
 )
 # Their builds read the PyTorch that is installed.
 _FLAGS = {"mamba-ssm": " --no-build-isolation"}
