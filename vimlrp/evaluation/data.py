@@ -84,6 +84,19 @@ class DataSet:
         """Whether any sample has a box or a mask."""
         return any(sample.boxes or sample.mask for sample in self.samples)
 
+    def evenly(self, count: int) -> "DataSet":
+        """So many samples out of all, in equal distances, and their problems.
+
+        Args:
+            count: At most; all samples if there are fewer.
+        """
+        total = len(self.samples)
+        if count >= total:
+            return self
+        samples = tuple(self.samples[i * total // count] for i in range(count))
+        names = {sample.name for sample in samples}
+        return DataSet(samples, tuple(p for p in self.problems if p.sample in names))
+
 
 def read_data(path: str | Path, names: Sequence[str] | None, classes: int) -> DataSet:
     """List the samples of a folder or of a CSV file.

@@ -87,7 +87,7 @@ def _mask(sample: Sample, photo: Photo) -> tuple[NDArray[np.bool_], list[Problem
     if sample.mask is None:
         return nothing, []
     try:
-        mask = read_photo(sample.mask).pixels.any(axis=2)
+        mask = np.asarray(read_photo(sample.mask).pixels.any(axis=2))
     except InputError as error:
         return nothing, [Problem(sample.name, _UNREADABLE, str(error))]
     aspects = [shape[1] / shape[0] for shape in (mask.shape, photo.size)]
