@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.markup import escape
 from torch import nn
 
@@ -168,8 +167,7 @@ def _run(plan: Plan, store: Store, console: Console) -> Results:
 
 
 def _show(results: Results, files: list[Path], console: Console) -> None:
-    console.print(Markdown(reports.result_table(results)))
-    console.print(Markdown(reports.cost_table(results)))
-    console.print(Markdown(reports.problem_summary(results)))
+    for text in (reports.result_table, reports.cost_table, reports.problem_summary):
+        console.print(text(results), markup=False, highlight=False, soft_wrap=True)
     for file in files:
         console.print(f"wrote {escape(str(file))}", soft_wrap=True, highlight=False)

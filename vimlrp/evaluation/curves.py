@@ -69,7 +69,7 @@ def flipping_curves(
         The curves of the target's logit and of its probability.
 
     Raises:
-        InputError: If there are more steps than patches.
+        InputError: If there are fewer than two steps.
     """
     counts = removal_counts(canvas.grid.count, steps).to(maps.device)
     place = order_of(canvas.grid.scores(maps))  # (B, M)

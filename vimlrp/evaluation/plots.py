@@ -17,6 +17,7 @@ __all__ = ["draw_curves", "require_matplotlib"]
 
 # The orders of a perturbation differ by line, methods by colour.
 _LINES = ("-", "--", ":", "-.")
+_ORDERS = {"morf": "MoRF", "lerf": "LeRF"}
 _INCHES = (5.6, 4.2)
 
 
@@ -106,6 +107,7 @@ def _lines(
             continue
         mean = present.mean(axis=0)
         margin = 1.96 * present.std(axis=0) / np.sqrt(len(present))
-        order = name.rpartition("/")[2].partition("_")[0]
+        first = name.rpartition("/")[2].partition("_")[0]
+        order = _ORDERS.get(first, first)
         axes.plot(points, mean, line, color=colour, label=f"{method}, {order}", linewidth=1.4)
         axes.fill_between(points, mean - margin, mean + margin, color=colour, alpha=0.12, lw=0)
