@@ -76,7 +76,7 @@ class Store:
                 arrays = {name: file[name] for name in file.files if name != _ABOUT}
                 about = json.loads(str(file[_ABOUT]))
             problems = [Problem(**problem) for problem in about["problems"]]
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(
                 f"{path} is damaged ({error}): remove it and run the evaluation again"
             ) from error
