@@ -108,7 +108,7 @@ class Inference:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(evaluation_mode(self.model))
-            if self._rules is not None and fuses(x.to(self.dtype)[:0]):
+            if self._rules is not None and fuses(x[:0].to(self.dtype)):
                 stack.enter_context(tracing(Trace(self._rules, fuse=True)))
             yield
 
