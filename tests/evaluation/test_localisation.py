@@ -107,12 +107,13 @@ def test_average_precision_is_scikit_learns_with_ties_too(levels):
     assert np.allclose(average_precision(scores, wanted).numpy(), expected)
 
 
-def test_smoothing_keeps_positive_relevance_at_its_place():
+def test_smoothing_sums_over_patches_and_keeps_their_places():
     maps = -torch.ones(1, 32, 32)
     maps[0, 8:16, 16:24] = 1
     out = smoothed(maps, 8)
     assert out.shape == maps.shape
-    assert (out >= 0).all()
+    assert torch.allclose(out[0, 11:13, 19:21].mean(), torch.tensor(48.5))  # 64 (1 - 2 * 31/256)
+    assert out.min() == -64
     row, column = divmod(int(out.flatten().argmax()), 32)
     assert 8 <= row < 16
     assert 16 <= column < 24

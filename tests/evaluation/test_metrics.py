@@ -122,7 +122,8 @@ def test_a_batch_needs_a_target_for_each_image():
     [
         ("accuracy", "no metric 'accuracy'"),
         ("flipping:grey", "no variant 'grey'; its variants are zero_token"),
-        ("black:white", "has no variants"),
+        ("black:white", "no variant 'white'"),
+        ("stability:white", "has no variants"),
     ],
 )
 def test_unknown_names_are_refused(text, message):
@@ -134,4 +135,4 @@ def test_protocols_stand_in_where_none_is_named():
     names = [
         m.name for m in metrics_named(["flipping", "black", "flipping:mean"], ("mean", "blur"))
     ]
-    assert names == ["flipping:mean", "flipping:blur", "black"]
+    assert names == ["flipping:mean", "flipping:blur", "black:pixels"]

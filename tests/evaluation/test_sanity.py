@@ -89,7 +89,7 @@ def test_the_similarity_of_every_stage_is_a_curve(vim):
     metric = metric_named("randomisation")
     maps = exact_sum(vim, x, batch.target)
     measured = metric(batch, exact_sum, maps)
-    curve = measured.curves["randomisation/similarity"]
+    curve = measured.curves["randomisation/shuffled_similarity"]
     assert curve.shape == (2, metric.stages)
     assert torch.allclose(curve.mean(1), measured.values["randomisation/mean"])
     assert torch.equal(curve[:, -1], measured.values["randomisation/stage_4"])

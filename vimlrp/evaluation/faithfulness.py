@@ -13,6 +13,7 @@ from vimlrp.evaluation.curves import (
     delta_insertion,
     symmetric_relevance_gain,
 )
+from vimlrp.evaluation.localisation import smoothed
 from vimlrp.evaluation.measures import (
     Measured,
     PreparedBatch,
@@ -21,6 +22,7 @@ from vimlrp.evaluation.measures import (
     even_steps,
 )
 from vimlrp.evaluation.methods import Method
+from vimlrp.evaluation.patches import patch_size_of
 
 __all__ = ["Black", "Flipping", "Insertion"]
 
@@ -110,10 +112,19 @@ class Black:
     """The area, in percent, under the accuracy while 10 to 90 % of the pixels turn black.
 
     Columns: `positive`, `negative`.
+
+    Args:
+        level: "pixels" orders pixels by the map as it is, "patches" by the map summed over patches
+            and enlarged, as the maps of tokens were that the protocol was made for.
     """
 
-    name: str = "black"
+    level: str = "pixels"
     shares: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(10))
+
+    @property
+    def name(self) -> str:
+        """See `Metric`."""
+        return f"black:{self.level}"
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
@@ -130,13 +141,13 @@ class Black:
 
     def __call__(self, batch: PreparedBatch, _method: Method, maps: Tensor) -> Measured:
         """See `Metric`."""
+        if self.level == "patches":
+            maps = smoothed(maps, batch.patch_size or patch_size_of(batch.model))
         hits = black_accuracy(batch.inference, batch.x, maps, batch.target, self.shares)
         shares = torch.tensor(self.shares, device=maps.device)
-        curves = {f"{self.name}/{key}": h for key, h in zip(_SIGNS, hits, strict=True)}
-        return Measured({key: 100 * area(h, shares) for key, h in curves.items()}, curves)
-
-
-_SIGNS = ("positive", "negative")
+        signed = dict(zip(("positive", "negative"), hits, strict=True))
+        areas = {f"{self.name}/{sign}": 100 * area(hit, shares) for sign, hit in signed.items()}
+        return Measured(areas, {f"{self.name}/{s}_accuracy": hit for s, hit in signed.items()})
 
 
 def _areas(

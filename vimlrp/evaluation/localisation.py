@@ -140,13 +140,16 @@ def average_precision(scores: Tensor, wanted: Tensor) -> Tensor:
 
 
 def smoothed(maps: Tensor, size: int) -> Tensor:
-    """Sum positive relevance over patches and enlarge it bilinearly, as maps of tokens are drawn.
+    """Sum maps over patches and enlarge them bilinearly, as maps of tokens are drawn.
 
     Args:
         maps: (B, H, W).
         size: Side of a patch.
+
+    Returns:
+        (B, H, W).
     """
-    patches = F.avg_pool2d(maps.clamp(min=0)[:, None], size) * size**2
+    patches = F.avg_pool2d(maps[:, None], size) * size**2
     return F.interpolate(patches, maps.shape[-2:], mode="bilinear").squeeze(1)
 
 

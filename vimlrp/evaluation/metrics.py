@@ -22,7 +22,7 @@ METRICS: Mapping[str, tuple[tuple[str, ...], Callable[[str], Metric]]] = Mapping
     {
         "flipping": (_PROTOCOLS, Flipping),
         "insertion": (_PROTOCOLS, Insertion),
-        "black": ((), lambda _: Black()),
+        "black": (_LEVELS, Black),
         "localisation": (_LEVELS, lambda level: Localisation("localisation", level)),
         "pointing": (_LEVELS, lambda level: Pointing("pointing", level)),
         "segmentation": (_LEVELS[::-1], lambda level: Segmentation("segmentation", level)),

@@ -45,7 +45,9 @@ class _ByRegion:
     def _maps(self, batch: PreparedBatch, maps: Tensor) -> Tensor:
         if self.level == "pixels":
             return maps
-        return localisation.smoothed(maps, batch.patch_size or patch_size_of(batch.model))
+        return localisation.smoothed(
+            maps.clamp(min=0), batch.patch_size or patch_size_of(batch.model)
+        )
 
 
 @dataclass(frozen=True)

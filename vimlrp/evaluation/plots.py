@@ -18,7 +18,8 @@ __all__ = ["draw_curves", "require_matplotlib"]
 # The orders of a perturbation differ by line, methods by colour.
 _LINES = ("-", "--", ":", "-.")
 _ORDERS = {"morf": "MoRF", "lerf": "LeRF"}
-_INCHES = (5.6, 4.2)
+_OF_TARGET = ("logit", "probability")
+_INCHES = (6.0, 5.2)
 
 
 def require_matplotlib() -> None:
@@ -85,10 +86,10 @@ def _picture(
         curves = {name: found.curves[name] for name in names if name in found.curves}
         _lines(axes, method, curves, points, f"C{i % 10}")
     axes.set_xlabel(metric.curve_axis[0])
-    axes.set_ylabel(f"{reading} of the target" if reading else metric.name)
+    axes.set_ylabel(f"{reading} of the target" if reading in _OF_TARGET else reading)
     axes.set_title(f"{results.plan.model_name}\n{metric.name}", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", ncols=2)
+    figure.legend(loc="outside lower center", fontsize="x-small", ncols=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
@@ -110,4 +111,4 @@ def _lines(
         first = name.rpartition("/")[2].partition("_")[0]
         order = _ORDERS.get(first, first)
         axes.plot(points, mean, line, color=colour, label=f"{method}, {order}", linewidth=1.4)
-        axes.fill_between(points, mean - margin, mean + margin, color=colour, alpha=0.12, lw=0)
+        axes.fill_between(points, mean - margin, mean + margin, color=colour, alpha=0.1, lw=0)

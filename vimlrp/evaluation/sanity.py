@@ -164,7 +164,7 @@ class Randomisation:
         curve = torch.stack(found, dim=1)
         stages = {f"stage_{i}": values for i, values in enumerate(found, 1)}
         measured = columns(self.name, mean=curve.mean(1), **stages)
-        return Measured(measured.values, {f"{self.name}/similarity": curve})
+        return Measured(measured.values, {f"{self.name}/shuffled_similarity": curve})
 
     def _models(self, model: nn.Module) -> list[nn.Module]:
         """The shuffled copies, made once for all batches."""
