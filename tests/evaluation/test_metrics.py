@@ -1,11 +1,14 @@
 import pytest
+import timm
 import torch
 from evaluation_models import LinearModel, PatchReader, exact, random_map
-from helpers import images, random, small_vim
+from helpers import images, random, seeded, small_vim
+from small_vmamba import small_vmamba
 
 from vimlrp.errors import InputError
 from vimlrp.evaluation import METRICS, CompositeMethod, Inference, PreparedBatch
 from vimlrp.evaluation.metrics import metric_named, metrics_named
+from vimlrp.evaluation.replacement import default_protocols
 
 REGIONS = torch.zeros(3, 32, 32, dtype=torch.bool)
 REGIONS[:, 8:24, 4:20] = True
@@ -136,3 +139,21 @@ def test_protocols_stand_in_where_none_is_named():
         m.name for m in metrics_named(["flipping", "black", "flipping:mean"], ("mean", "blur"))
     ]
     assert names == ["flipping:mean", "flipping:blur", "black:pixels"]
+
+
+@pytest.mark.parametrize("family", ["vmamba", "timm"])
+def test_models_without_tokens_are_measured_by_their_pixels(family):
+    if family == "vmamba":
+        model = small_vmamba(dtype=torch.float32)
+    else:
+        with seeded():
+            model = timm.create_model("test_resnet", num_classes=5).eval()
+    x, target = images(2, dtype=torch.float32), torch.tensor([0, 1])
+    inference, method = Inference(model), CompositeMethod()
+    batch = PreparedBatch(model, inference, x, target, patch_size=8)
+    maps = method(model, x, target)
+    for protocol in default_protocols(inference):
+        values = metric_named(f"flipping:{protocol}")(batch, method, maps).values
+        assert all(value.isfinite().all() for value in values.values())
+    residue = metric_named("conservation")(batch, method, maps).values["conservation/residue"]
+    assert (residue < 1e-4).all()
