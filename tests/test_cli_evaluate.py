@@ -116,12 +116,14 @@ def test_boxes_are_measured_against(checkpoint: Path, photos: Path, tmp_path: Pa
 def test_half_precision_and_a_limit(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     result = evaluate(
         checkpoint, photos, tmp_path / "out", "--precision", "bf16", "--limit", 2,
-        "--protocols", "mean", "--metrics", "flipping,insertion:blur", "--no-plots",
+        "--protocols", "mean", "--metrics", "flipping,insertion:blur", "--no-plots", "--steps", 4,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["plain_passes"] == "torch.bfloat16"
     assert settings["samples"] == 2
+    curves = list(csv.DictReader((tmp_path / "out" / "curves.csv").open(encoding="utf-8")))
+    assert {row["at"] for row in curves} == {"0", "0.25", "0.5", "0.75", "1"}
 
 
 @pytest.mark.parametrize(

@@ -157,3 +157,16 @@ def test_models_without_tokens_are_measured_by_their_pixels(family):
         assert all(value.isfinite().all() for value in values.values())
     residue = metric_named("conservation")(batch, method, maps).values["conservation/residue"]
     assert (residue < 1e-4).all()
+
+
+def test_curves_may_have_other_steps():
+    flipping, insertion, black = metrics_named(["flipping", "insertion", "black"], ("mean",), 16)
+    assert flipping.steps == insertion.steps == 16
+    assert len(flipping.curve_axis[1]) == 17
+    assert len(black.curve_axis[1]) == 10
+    model, x = LinearModel(), images(2)
+    batch = prepared(model, x)
+    measured = flipping(batch, exact, exact(model, x, batch.target))
+    assert measured.curves["flipping:mean/morf_logit"].shape == (2, 17)
+    with pytest.raises(InputError, match="2 or more"):
+        metrics_named(["flipping"], ("mean",), 1)

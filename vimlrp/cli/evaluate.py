@@ -50,6 +50,13 @@ _METRICS = "flipping,complexity,conservation"
     "mean, blur, black; two that suit the model by default.",
 )
 @click.option(
+    "--steps",
+    type=click.IntRange(min=2),
+    default=20,
+    show_default=True,
+    help="Of curves; as many as there are patches for full ones.",
+)
+@click.option(
     "--target",
     type=click.Choice(["predicted", "label"]),
     default="predicted",
@@ -88,6 +95,7 @@ def command(
     methods: str,
     metrics: str,
     protocols: str | None,
+    steps: int,
     target: Goal,
     limit: int | None,
     batch_size: int,
@@ -115,7 +123,7 @@ def command(
             model_name=name if checkpoint is None else f"{name} with {checkpoint.name}",
             data=found if limit is None else found.evenly(limit),
             methods={method: method_named(method) for method in _words(methods)},
-            metrics=_metrics(metrics, protocols, model),
+            metrics=_metrics(metrics, protocols, steps, model),
             target=target,
             batch_size=batch_size,
             forward_size=forward_size,
@@ -141,9 +149,9 @@ def _words(text: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _metrics(metrics: str, protocols: str | None, model: nn.Module) -> list[Metric]:
+def _metrics(metrics: str, protocols: str | None, steps: int, model: nn.Module) -> list[Metric]:
     chosen = default_protocols(Inference(model)) if protocols is None else _words(protocols)
-    return metrics_named(_words(metrics), chosen)
+    return metrics_named(_words(metrics), chosen, steps)
 
 
 def _class_count(model: nn.Module, name: str) -> int:

@@ -1,6 +1,7 @@
 """The metrics of an evaluation by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from vimlrp.errors import InputError
@@ -56,19 +57,29 @@ def metric_named(text: str) -> Metric:
     return make(variant or next(iter(variants), ""))
 
 
-def metrics_named(texts: Sequence[str], protocols: Sequence[str]) -> list[Metric]:
+def metrics_named(texts: Sequence[str], protocols: Sequence[str], steps: int = 20) -> list[Metric]:
     """Metrics by name, where one that replaces patches and names no protocol stands for several.
 
     Args:
         texts: As for `metric_named`.
         protocols: Protocols to take where none is named.
+        steps: Of metrics that replace patches.
+
+    Raises:
+        InputError: If there is no such metric or variant, or fewer than two steps.
     """
-    full = [
-        one
-        for text in texts
-        for one in (
-            [f"{text}:{p}" for p in protocols] if text in ("flipping", "insertion") else [text]
-        )
-    ]
+    if steps < 2:
+        raise InputError(f"steps is {steps}; give 2 or more, such as 20 for steps of 5 %")
+    full = [one for text in texts for one in _variants(text, protocols)]
     metrics = [metric_named(text) for text in full]
-    return list({metric.name: metric for metric in metrics}.values())
+    stepped = [
+        replace(metric, steps=steps) if isinstance(metric, Flipping | Insertion) else metric
+        for metric in metrics
+    ]
+    return list({metric.name: metric for metric in stepped}.values())
+
+
+def _variants(text: str, protocols: Sequence[str]) -> list[str]:
+    if text not in ("flipping", "insertion"):
+        return [text]
+    return [f"{text}:{protocol}" for protocol in protocols]

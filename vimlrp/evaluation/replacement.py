@@ -188,6 +188,7 @@ def _token_canvas(
 
     def spread(gone: Tensor) -> Tensor:
         in_sequence = gone.new_zeros(len(gone), layout.length)
-        return in_sequence.index_copy_(1, places, gone)[:, :, None]  # (N, L, 1)
+        in_sequence[:, places] = gone
+        return in_sequence[:, :, None]  # (N, L, 1)
 
     return Canvas(tokens, replaced, grid, spread, inference.tokens, inference.batch_size)
