@@ -5,10 +5,21 @@ import numpy as np
 import pytest
 import torch
 from evaluation_models import LinearModel, constant_map, exact, photo_folder, random_map
+from helpers import small_vim
 from PIL import Image
 
 from vimlrp.errors import InputError
-from vimlrp.evaluation import DataSet, Plan, Store, collect, metrics_named, read_data, reports, run
+from vimlrp.evaluation import (
+    CompositeMethod,
+    DataSet,
+    Plan,
+    Store,
+    collect,
+    metrics_named,
+    read_data,
+    reports,
+    run,
+)
 from vimlrp.evaluation.data import Problem
 
 METHODS = {"exact": exact, "random": random_map}
@@ -81,7 +92,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_tables(data, tmp_path, af
         explained.append(len(x))
         return exact(model, x, target)
 
-    done = len(list((tmp_path / "parts").glob("parts/*-exact.npz")))
+    done = len(list((tmp_path / "parts").glob("parts/*-exact-*.npz")))
     finish(plan(data, methods={**METHODS, "exact": counting}), tmp_path / "parts")
     assert len(explained) == 3 - done
     for name in DETERMINISTIC:
@@ -233,3 +244,15 @@ def test_the_manifest_names_settings_versions_and_hashes(data, tmp_path):
 def test_plans_that_cannot_be_are_refused(data, options, message):
     with pytest.raises(InputError, match=message):
         plan(data, **options)
+
+
+def test_a_composite_changed_under_its_name_is_measured_again(data, tmp_path):
+    model = small_vim(dtype=torch.float32)
+    found = []
+    for rule in ("gamma(0.1)", "gamma(2)", "gamma(0.1)"):
+        methods = {"mine": CompositeMethod({"base": "mambalrp", "projection": rule})}
+        results = finish(plan(data, ("complexity",), model=model, methods=methods), tmp_path / "o")
+        found.append(results.methods["mine"].values["complexity/gini"])
+    assert not np.allclose(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    assert len(list((tmp_path / "o" / "parts").glob("*-mine-*.npz"))) == 6

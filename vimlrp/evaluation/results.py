@@ -96,7 +96,7 @@ def collect(plan: Plan, store: Store) -> Results:
         classified.setdefault(key, np.full(count, np.nan))
     methods = {}
     for name in plan.methods:
-        methods[name], found = _method(name, store, places, count)
+        methods[name], found = _method(plan.key_of(name), store, places, count)
         problems += found
     rank = {sample.name: i for i, sample in enumerate(plan.data.samples)}
     problems.sort(key=lambda p: (rank.get(p.sample, -1), p.method, p.kind))
@@ -104,14 +104,14 @@ def collect(plan: Plan, store: Store) -> Results:
 
 
 def _method(
-    name: str, store: Store, places: list[NDArray[np.intp]], count: int
+    key: str, store: Store, places: list[NDArray[np.intp]], count: int
 ) -> tuple[MethodResult, list[Problem]]:
     values: _Columns = {}
     curves: _Columns = {}
     problems: list[Problem] = []
     facts: list[Mapping[str, float]] = []
     for i, place in enumerate(places):
-        part = store[i, name]
+        part = store[i, key]
         problems += part.problems
         facts.append(part.facts)
         for prefix, columns in (("value ", values), ("curve ", curves)):

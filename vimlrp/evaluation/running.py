@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import DataSet, Problem, Sample
 from vimlrp.evaluation.measures import Metric, PreparedBatch
-from vimlrp.evaluation.methods import Method, explained_by
+from vimlrp.evaluation.methods import CompositeMethod, Method, explained_by
 from vimlrp.evaluation.regions import region_of
 from vimlrp.evaluation.store import Part, Store
+from vimlrp.files import sha256_of
 from vimlrp.inference import Inference
 from vimlrp.inputs import device_and_dtype, preprocessing_of
 from vimlrp.photos import read_photo
@@ -77,6 +78,20 @@ class Plan:
             for start in range(0, len(samples), self.batch_size)
         ]
 
+    def key_of(self, name: str) -> str:
+        """What a method's parts are kept under: its name and a hash of what it does.
+
+        A composite that was changed under the same name is another method.
+
+        Args:
+            name: Of the method, or empty for what does not depend on one.
+        """
+        if not name:
+            return ""
+        method = self.methods[name]
+        what = str(method.composite) if isinstance(method, CompositeMethod) else ""
+        return f"{name}-{sha256_of(f'{name}/{what}'.encode())[:8]}"
+
     def settings(self) -> dict[str, Any]:
         """All that a part depends on, except its method."""
         return {
@@ -108,7 +123,9 @@ def run(plan: Plan, store: Store, progress: Progress | None = None) -> None:
     inference = Inference(plan.model, dtype=plan.dtype, batch_size=plan.forward_size)
     batches = plan.batches()
     names = ["", *plan.methods]
-    missing = {i: [n for n in names if (i, n) not in store] for i in range(len(batches))}
+    missing = {
+        i: [n for n in names if (i, plan.key_of(n)) not in store] for i in range(len(batches))
+    }
     total = len(batches) * len(names)
     done = total - sum(map(len, missing.values()))
     todo = [i for i, parts in missing.items() if parts]
@@ -121,7 +138,7 @@ def run(plan: Plan, store: Store, progress: Progress | None = None) -> None:
         for name in missing[i]:
             if name:
                 tell(done, total, f"batch {i + 1} of {len(batches)}: {name}")
-                store[i, name] = _measure(plan, name, batch, read.names)
+                store[i, plan.key_of(name)] = _measure(plan, name, batch, read.names)
                 done += 1
     tell(done, total, "done")
 
