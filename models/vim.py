@@ -147,13 +147,23 @@ class VisionMamba(TokenFeatures):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to the normalised sequence (B, L, D), class tokens in their places."""
-        for stream in self.streams(x):
+        return self._features(self.embed(x))
+
+    def forward_tokens(self, tokens: Tensor) -> Tensor:
+        """The sum of patches, class tokens and positions, (B, L, D), to logits (B, C)."""
+        return self.forward_head(self._features(tokens))
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        for stream in self._run(tokens):
             last = stream
         return self.norm_f(self.join(*last))
 
     def streams(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the blocks one by one: the branch and the stream that each returns, (B, L, D)."""
-        hidden, residual = self.embed(x), None
+        return self._run(self.embed(x))
+
+    def _run(self, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        residual = None
         blocks = cast("list[Block]", list(self.layers))
         for layer, plan in zip(blocks, plans_of(blocks), strict=True):
             if self.grad_checkpointing and self.training:
@@ -178,8 +188,11 @@ class VisionMamba(TokenFeatures):
         layout = self.layout_of(x)
         patches = self.patch_embed(x)
         special = self._special_tokens().expand(len(x), -1, -1)
-        position = resample_position(self.pos_embed, self.layout, layout)
-        return self.pos_drop(self.token_sum(patches, special, position, layout))
+        return self.pos_drop(self.token_sum(patches, special, self.position(layout), layout))
+
+    def position(self, layout: TokenLayout) -> Tensor:
+        """The position embedding of a sequence, (1, L, D)."""
+        return resample_position(self.pos_embed, self.layout, layout)
 
     def pool(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, D): the class token, the mean of two, or the mean over the sequence."""

@@ -32,6 +32,7 @@ __all__ = [
     "check_finite",
     "explained",
     "explaining",
+    "fuses",
     "propagate",
 ]
 
@@ -110,12 +111,19 @@ def explaining(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluation_mode(model))
         check_supported(model, x, composite)
-        trace = Trace(composite.resolve(model), watcher, fuse=_fuses(x))
+        trace = Trace(composite.resolve(model), watcher, fuse=fuses(x))
         yield stack.enter_context(tracing(trace))
 
 
-def _fuses(x: Tensor) -> bool:
-    """Whether blocks run as one operation: where the fused operations are compiled for x."""
+def fuses(x: Tensor) -> bool:
+    """Whether blocks run as one operation: where the fused operations are compiled for x.
+
+    Args:
+        x: A batch, on the device and of the type that the model computes in.
+
+    Raises:
+        InputError: If the environment variable VIMLRP_FUSED holds something else than its values.
+    """
     wish = os.environ.get(FUSE_VARIABLE, "auto")
     if wish not in ("auto", "0", "1"):
         raise InputError(f"{FUSE_VARIABLE} is {wish!r}; give auto, 0 or 1")

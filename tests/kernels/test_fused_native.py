@@ -11,7 +11,7 @@ from test_fused_agree import WRITING, Call, calls, random
 from test_native import SETS
 from torch import Tensor
 
-from vimlrp.engine import FUSE_VARIABLE, _fuses
+from vimlrp.engine import FUSE_VARIABLE, fuses
 from vimlrp.errors import KernelError
 from vimlrp.kernels import fused, fused_native, fused_reference, native
 from vimlrp.kernels.backends import VARIABLE
@@ -272,14 +272,14 @@ def test_blocks_are_fused_for_it_unless_the_environment_says_otherwise(
     for variable in (VARIABLE, FUSE_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     x = torch.ones(1)
-    assert _fuses(x)
-    assert not _fuses(x.double())
-    assert not _fuses(x.bfloat16())
+    assert fuses(x)
+    assert not fuses(x.double())
+    assert not fuses(x.bfloat16())
     monkeypatch.setenv(VARIABLE, "cpu")
-    assert not _fuses(x)
+    assert not fuses(x)
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv(FUSE_VARIABLE, "0")
-    assert not _fuses(x)
+    assert not fuses(x)
 
 
 def test_without_a_library_the_twins_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_without_a_library_the_twins_run(tmp_path: Path, monkeypatch: pytest.Mon
         function.cache_clear()
     try:
         assert fused._programs("auto", torch.ones(2)) is fused_reference
-        assert not _fuses(torch.ones(2))
+        assert not fuses(torch.ones(2))
         with pytest.raises(KernelError, match="has no compiled library"):
             fused._programs("native", torch.ones(2))
     finally:

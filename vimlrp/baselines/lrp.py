@@ -1,18 +1,51 @@
-"""LRP under any composite as a baseline."""
+"""LRP under any composite as an attribution method."""
 
 from torch import Tensor, nn
 
 from vimlrp.baselines.contract import Function, Models
+from vimlrp.composites import Composite
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.explainer import CompositeLike, Explainer
+from vimlrp.relevance import Relevance
 from vimlrp.sites import Site
 from vimlrp.wrapping import wrap
 
-__all__ = ["EXPLAINED", "lrp"]
+__all__ = ["EXPLAINED", "CompositeMethod", "lrp"]
+
+
+class CompositeMethod:
+    """LRP under a composite, as a method that keeps its explainer, and with it CUDA graphs.
+
+    Args:
+        composite: As for `vimlrp.Explainer`.
+
+    Example:
+        >>> method = CompositeMethod({"base": "mambalrp", "projection": "gamma(0.1)"})
+    """
+
+    def __init__(self, composite: CompositeLike = "mambalrp") -> None:
+        self.composite = Composite.ensure(composite)
+        self._last: Explainer | None = None
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """Signed relevance of every pixel, (B, H, W) in float32; see `Function`."""
+        return self.relevance(model, x, target).pixels.float()
+
+    def relevance(self, model: nn.Module, x: Tensor, target: Tensor) -> Relevance:
+        """The whole explanation, with its account.
+
+        Args:
+            model: As for `vimlrp.Explainer`.
+            x: Preprocessed images, (B, 3, H, W).
+            target: Classes, (B,).
+        """
+        if self._last is None or self._last.model is not model:
+            self._last = Explainer(model, self.composite)
+        return self._last(x, target=target)
 
 
 def lrp(composite: CompositeLike) -> Function:
-    """Make a method of a composite.
+    """Make a function of a composite that keeps nothing, for a registry that lives for ever.
 
     Args:
         composite: As for `vimlrp.Explainer`.

@@ -23,7 +23,7 @@ _PACKAGES = ("vimlrp", "torch", "torchvision", "timm", "opencv-python", "numpy")
 _EXTRAS = (
     ("mamba-ssm", "mamba-ssm", EXTENSION, "the scan backend mamba_ssm"),
     ("mamba-ssm", "causal-conv1d", "causal_conv1d", "for the official models, unused by vimlrp"),
-    ("plot", "matplotlib", "matplotlib", "plots of check_conservation"),
+    ("plot", "matplotlib", "matplotlib", "plots of check_conservation and curves of evaluate"),
     ("baselines", "captum", "captum", "SmoothGrad, integrated gradients, occlusion"),
     ("baselines", "grad-cam", "pytorch_grad_cam", "Grad-CAM"),
 )

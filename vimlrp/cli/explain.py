@@ -4,31 +4,23 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import timm
-import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
-from vimlrp.cli.models import model_names
+from vimlrp.cli.loading import UsageError, load_model, model_options, progress_bar
 from vimlrp.composites import COMPOSITES, Composite
 from vimlrp.errors import InputError, VimLRPError
 from vimlrp.explainer import Explainer
 from vimlrp.files import distinct_names
-from vimlrp.models.checkpoint import load_checkpoint
 from vimlrp.models.reading import Weights
 from vimlrp.photos import Photo, find_photos, read_photo
 from vimlrp.relevance import Relevance
 from vimlrp.targets import Target
 
 __all__ = ["command"]
-
-DEFAULT_MODEL = "vim_nano_patch16_224.imagenette"
 
 
 @dataclass
@@ -41,22 +33,7 @@ class _Tally:
 
 @click.command("explain", no_args_is_help=True)
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    "name",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help="See 'vimlrp models'; timm's too.",
-)
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to load instead.")
-@click.option(
-    "--weights",
-    type=click.Choice(["auto", "model", "model_ema"]),
-    default="auto",
-    show_default=True,
-    help="Which weights of a training checkpoint.",
-)
-@click.option("--num-classes", type=int, help="Size of the checkpoint's classifier.")
+@model_options
 @click.option("--target", help="Class index or name; the predicted class by default.")
 @click.option("--contrast", help="A class to subtract.")
 @click.option("--composite", default="mambalrp", show_default=True, help="Rules, by name.")
@@ -67,7 +44,6 @@ class _Tally:
     metavar="SITE=RULE",
     help="Change a rule: projection=gamma(0.1).",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("explanations"), show_default=True
@@ -96,62 +72,24 @@ def command(
     console = Console()
     try:
         chosen = _composite(composite, rules)
-        model = _model(name, checkpoint, weights, num_classes, device)
+        model = load_model(name, checkpoint, weights, num_classes, device)
         explainer = Explainer(model, chosen, batch_size=batch_size)
     except VimLRPError as error:
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     goal, other = _target(target), _target(contrast)
     tally = _Tally()
     files = _files(photos, console, tally)
     folders = _folders(files, out)
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         for batch in _batches(progress.track(files, description="explaining"), batch_size):
             try:
                 for relevance, file in _explained(explainer, batch, goal, other, console, tally):
                     _keep(relevance, folders[file], overwrite, console, tally)
             except VimLRPError as error:
-                raise _UsageError(str(error)) from error
+                raise UsageError(str(error)) from error
     console.print(f"{tally.written} explained, {tally.failed} failed")
     if tally.failed:
         raise click.exceptions.Exit(1)
-
-
-class _UsageError(click.ClickException):
-    exit_code = 2
-
-
-def _model(
-    name: str, checkpoint: Path | None, weights: Weights, num_classes: int | None, device: str
-) -> nn.Module:
-    if not timm.is_model(name):
-        near = ", ".join(model_names())
-        raise _UsageError(f"there is no model {name!r}; vimlrp has {near}, and timm has others")
-    if num_classes is not None and checkpoint is None:
-        raise _UsageError("--num-classes is the size of a --checkpoint's classifier; give both")
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **options)
-    except RuntimeError as error:
-        raise _UsageError(f"{error}; 'vimlrp models' lists the names") from error
-    except OSError as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise _UsageError(
-            f"cannot get the weights of {name} ({reason}): load a file of them with --checkpoint"
-        ) from error
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint, weights=weights)
-    return model.eval().to(_device(device))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise _UsageError(f"cannot use the device {name!r}: {error}") from error
-    return device
 
 
 def _composite(name: str, rules: Iterable[str]) -> Composite:
@@ -159,7 +97,7 @@ def _composite(name: str, rules: Iterable[str]) -> Composite:
     for text in rules:
         key, equals, rule = text.partition("=")
         if not equals:
-            raise _UsageError(f"--rule {text!r}: write SITE=RULE, such as projection=gamma(0.1)")
+            raise UsageError(f"--rule {text!r}: write SITE=RULE, such as projection=gamma(0.1)")
         entries[key.strip()] = rule
     if name not in COMPOSITES:
         return Composite(name)
@@ -188,16 +126,6 @@ def _folders(files: list[Path], out: Path) -> dict[Path, Path]:
         for s, f in zip(stems, files, strict=True)
     ]
     return {file: out / name for file, name in zip(files, distinct_names(names), strict=True)}
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True)
 
 
 def _batches(files: Iterable[Path], size: int) -> Iterator[list[Path]]:

@@ -1,0 +1,128 @@
+import pytest
+from evaluation_models import photo_folder
+
+from vimlrp.errors import InputError
+from vimlrp.evaluation.data import Box, read_data
+from vimlrp.models.labels import IMAGENETTE
+
+
+def kinds(data):
+    return [(p.sample, p.kind) for p in data.problems]
+
+
+def table(folder, *lines, name="data.csv"):
+    file = folder / name
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def test_folders_are_classes_by_name_synset_or_index(tmp_path):
+    photo_folder(tmp_path, 1, ("church", "n01440764", "9", "English springer"))
+    data = read_data(tmp_path, IMAGENETTE, 10)
+    assert {s.name: s.label for s in data.samples} == {
+        "church/0.png": 4, "n01440764/0.png": 0, "9/0.png": 9, "English springer/0.png": 1,
+    }  # fmt: skip
+    assert not data.problems
+    assert not data.has_regions
+
+
+SYNSETS = (
+    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
+    "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
+)  # fmt: skip
+
+
+def test_every_synset_of_imagenette_is_found(tmp_path):
+    photo_folder(tmp_path, 1, SYNSETS)
+    assert [s.label for s in read_data(tmp_path, IMAGENETTE, 10).samples] == list(range(10))
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    photo_folder(tmp_path, 2, ("",))
+    data = read_data(tmp_path, IMAGENETTE, 10)
+    assert [(s.name, s.label) for s in data.samples] == [("0.png", None), ("1.png", None)]
+    assert not data.problems
+
+
+def test_a_class_that_the_model_lacks_is_listed_and_its_samples_stay(tmp_path):
+    photo_folder(tmp_path, 2, ("dragon", "tench", "10"))
+    data = read_data(tmp_path, IMAGENETTE, 10)
+    assert [s.label for s in data.samples] == [None, None, None, None, 0, 0]
+    missing = "class missing from the model"
+    assert kinds(data) == [
+        ("10/0.png", missing), ("10/1.png", missing),
+        ("dragon/0.png", missing), ("dragon/1.png", missing),
+    ]  # fmt: skip
+
+
+def test_a_csv_has_boxes_masks_and_labels(tmp_path):
+    file = table(
+        tmp_path,
+        "Path, label ,x0,y0,x1,y1,width,height,mask,remark",
+        "a.png,church,1,2,3.5,4,,,,fine",
+        "a.png,church,5,6,7,8,100,50,,",
+        "b.png,,,,,,,,m.png,",
+    )
+    data = read_data(file, IMAGENETTE, 10)
+    first, second = data.samples
+    assert first.label == 4
+    assert first.path == tmp_path / "a.png"
+    assert first.boxes == (Box((1, 2, 3.5, 4)), Box((5, 6, 7, 8), (100, 50)))
+    assert second.mask == tmp_path / "m.png"
+    assert second.label is None
+    assert data.has_regions
+    assert not data.problems
+
+
+def test_rows_that_say_nothing_usable_are_listed(tmp_path):
+    file = table(
+        tmp_path,
+        "path,label,x0,y0,x1,y1",
+        ",church,,,,",
+        "a.png,unicorn,1,2,three,4",
+        "b.png,0,1,2,,4",
+    )
+    data = read_data(file, IMAGENETTE, 10)
+    assert [s.name for s in data.samples] == ["a.png", "b.png"]
+    assert kinds(data) == [
+        ("line 2", "no path"),
+        ("a.png", "class missing from the model"),
+        ("a.png", "box is no numbers"),
+        ("b.png", "box is no numbers"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["file,label", "a.png,0"], "no column 'path'; its columns are file, label"),
+        ([""], "its columns are none"),
+        (["path,label"], "names no picture"),
+    ],
+)
+def test_tables_without_pictures_are_refused(tmp_path, lines, message):
+    with pytest.raises(InputError, match=message):
+        read_data(table(tmp_path, *lines), IMAGENETTE, 10)
+
+
+def test_what_is_no_data_is_refused(tmp_path):
+    (file,) = photo_folder(tmp_path, 1, ("tench",))
+    with pytest.raises(InputError, match="neither a folder nor a CSV"):
+        read_data(file, IMAGENETTE, 10)
+    with pytest.raises(InputError, match="does not exist"):
+        read_data(tmp_path / "nowhere", IMAGENETTE, 10)
+    binary = tmp_path / "x.csv"
+    binary.write_bytes(b"path\n\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_data(binary, IMAGENETTE, 10)
+
+
+def test_samples_are_drawn_evenly_with_their_problems(tmp_path):
+    photo_folder(tmp_path, 4, ("dragon", "tench"))
+    data = read_data(tmp_path, IMAGENETTE, 10)
+    drawn = data.evenly(4)
+    assert [s.name for s in drawn.samples] == [
+        "dragon/0.png", "dragon/2.png", "tench/0.png", "tench/2.png",
+    ]  # fmt: skip
+    assert [p.sample for p in drawn.problems] == ["dragon/0.png", "dragon/2.png"]
+    assert data.evenly(100) is data

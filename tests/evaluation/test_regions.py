@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from vimlrp.evaluation.data import Box, Sample
+from vimlrp.evaluation.regions import region_of
+from vimlrp.photos import read_photo
+from vimlrp.preprocessing import Geometry, Preprocessing
+
+PHOTO = read_photo(np.zeros((40, 60, 3), np.uint8))
+WHOLE = Geometry.whole(40, 60)
+CROP = Geometry((40, 60), (20, 20), (20.0, 0.0, 60.0, 40.0))  # the right part, halved
+
+
+def region(geometry=WHOLE, photo=PHOTO, **known):
+    return region_of(Sample(path=None, name="a", **known), photo, geometry)
+
+
+def kinds(problems):
+    return [problem.kind for problem in problems]
+
+
+def mask_file(tmp_path, size=(40, 60), box=(30, 10, 50, 20)):
+    mask = np.zeros(size, np.uint8)
+    x0, y0, x1, y1 = box
+    mask[y0:y1, x0:x1] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def test_a_box_covers_the_pixels_whose_centres_it_holds():
+    found, problems = region(boxes=(Box((10, 4, 12.6, 6)),))
+    rows, columns = found.nonzero()
+    assert sorted(set(rows)) == [4, 5]
+    assert sorted(set(columns)) == [10, 11, 12]
+    assert not problems
+
+
+def test_boxes_join_and_follow_the_crop():
+    found, _ = region(CROP, boxes=(Box((20, 0, 24, 40)), Box((56, 36, 60, 40))))
+    expected = np.zeros((20, 20), bool)
+    expected[:, :2] = expected[18:, 18:] = True
+    assert (found == expected).all()
+
+
+def test_a_box_on_another_size_of_the_picture_is_scaled():
+    scaled, _ = region(boxes=(Box((20, 8, 40, 20), (120, 80)),))
+    assert (scaled == region(boxes=(Box((10, 4, 20, 10)),))[0]).all()
+
+
+def test_the_preprocessing_moves_boxes_as_it_moves_pixels():
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[20:50, 40:70] = 255
+    photo = read_photo(pixels)
+    preprocessing = Preprocessing((32, 32), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear")
+    x, geometry = preprocessing(photo)
+    found, _ = region(geometry, photo, boxes=(Box((40, 20, 70, 50)),))
+    assert ((x[0] > 0.5).numpy() == found).all()
+
+
+def test_a_mask_is_looked_up_at_every_pixel(tmp_path):
+    file = mask_file(tmp_path)
+    found, problems = region(mask=file)
+    assert (found == (np.asarray(Image.open(file)) > 0)).all()
+    assert not problems
+    assert (region(CROP, mask=file)[0] == region(CROP, boxes=(Box((30, 10, 50, 20)),))[0]).all()
+
+
+def test_a_resized_mask_fits_and_padding_holds_nothing(tmp_path):
+    file = mask_file(tmp_path, (80, 120), (0, 0, 120, 80))
+    padded = Geometry((40, 60), (80, 80), (-10.0, -20.0, 70.0, 60.0))
+    found, _ = region(padded, mask=file)
+    expected = np.zeros((80, 80), bool)
+    expected[20:60, 10:70] = True
+    assert (found == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("corners", "kind", "left"),
+    [
+        ((70, 5, 90, 20), "box outside the picture", 0),
+        ((-30, -30, -1, -1), "box outside the picture", 0),
+        ((20, 5, 20, 30), "empty box", 0),
+        ((30, 5, 20, 30), "empty box", 0),
+        ((50, 10, 90, 20), "box clipped", 100),
+        ((float("nan"), 0, 10, 10), "empty box", 0),
+    ],
+)
+def test_boxes_that_do_not_fit_are_listed(corners, kind, left):
+    found, problems = region(boxes=(Box(corners),))
+    assert kinds(problems) == [kind]
+    assert found.sum() == left
+
+
+def test_a_box_that_ends_on_the_last_pixels_far_side_is_in_order():
+    assert not region(boxes=(Box((0, 0, 60.5, 41)),))[1]
+
+
+def test_an_object_outside_the_crop_is_listed(tmp_path):
+    found, problems = region(CROP, boxes=(Box((0, 0, 10, 10)),))
+    assert not found.any()
+    assert kinds(problems) == ["object outside the crop"]
+
+
+def test_bad_masks_are_listed(tmp_path):
+    empty = mask_file(tmp_path, box=(0, 0, 0, 0))
+    assert kinds(region(mask=empty)[1]) == ["empty mask"]
+    wide = mask_file(tmp_path, (40, 80))
+    assert kinds(region(mask=wide)[1]) == ["mask of another shape"]
+    assert kinds(region(mask=tmp_path / "none.png")[1]) == ["mask cannot be read"]
+
+
+def test_a_sample_without_an_object_has_none_and_no_problem():
+    found, problems = region()
+    assert not found.any()
+    assert not problems

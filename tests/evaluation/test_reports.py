@@ -1,0 +1,101 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+from evaluation_models import LinearModel
+
+from vimlrp.evaluation import DataSet, Plan, Problem, Results, Sample, metrics_named, plots, reports
+from vimlrp.evaluation.results import MethodResult
+
+SHARES = np.linspace(0, 1, 21)
+
+
+def results(count=4, methods=("one", "other"), problems=()):
+    samples = tuple(Sample(None, f"{i}.png", i % 2 or None) for i in range(count))
+    plan = Plan(
+        LinearModel(), "linear", DataSet(samples), dict.fromkeys(methods),
+        metrics_named(["flipping:mean", "conservation"], ()),
+    )  # fmt: skip
+    found = {}
+    for i, name in enumerate(methods):
+        values = {
+            f"flipping:mean/{column}": np.arange(count) + i / 10
+            for column in ("delta_logit", "delta_probability", "morf_logit", "lerf_logit")
+        }
+        values |= {f"conservation/{c}": np.full(count, np.nan) for c in ("residue", "pixels")}
+        curves = {
+            f"flipping:mean/{order}_{reading}": np.outer(np.arange(count) + 1, power)
+            for reading in ("logit", "probability")
+            for order, power in (("morf", (1 - SHARES) ** 4), ("lerf", 1 - SHARES**4))
+        }
+        found[name] = MethodResult(values, curves, 2.0, 3.0, count, np.nan)
+    classified = {key: np.ones(count) for key in ("predicted", "probability", "target")}
+    return Results(plan, classified, found, tuple(problems))
+
+
+def test_a_table_has_a_row_a_method_with_arrows_intervals_and_gaps():
+    text = reports.result_table(results())
+    assert "linear, 4 of 4 samples, predicted class" in text
+    assert "| flipping:mean | ΔA^F ↑ | SRG ↑ | A MoRF ↓ | A LeRF ↑ | samples |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| other | 1.6 ["))
+    assert row.endswith("| 4 |")
+    assert "| one | - | - | 0 |" in text
+
+
+def test_costs_stand_apart():
+    text = reports.cost_table(results())
+    assert "| one | 500 | - | 3.0 |" in text
+    assert "500" not in reports.result_table(results())
+
+
+def test_problems_are_counted_by_kind_and_method():
+    problems = [Problem("a", "empty mask", "")] * 2 + [Problem("a", "constant map", "", "one")]
+    text = reports.problem_summary(results(problems=problems))
+    assert "| empty mask | the sample | 2 |" in text
+    assert "| constant map | one | 1 |" in text
+    assert reports.problem_summary(results()) == "No sample had a problem.\n"
+
+
+def test_files_hold_every_sample_and_the_mean_curves(tmp_path):
+    problem = Problem("1.png", "picture cannot be read", 'so, "no"')
+    written = reports.write(results(problems=[problem]), tmp_path, command="vimlrp evaluate x")
+    assert {path.name for path in written} == {
+        "samples.csv", "curves.csv", "problems.csv", "table.md", "cost.md", "manifest.json",
+    }  # fmt: skip
+    rows = read(tmp_path / "samples.csv")
+    assert [(r["sample"], r["label"], r["method"]) for r in rows[:4]] == [
+        ("0.png", "", "one"), ("0.png", "", "other"),
+        ("1.png", "1", "one"), ("1.png", "1", "other"),
+    ]  # fmt: skip
+    assert float(rows[3]["flipping:mean/delta_logit"]) == 1.1
+    assert rows[3]["conservation/residue"] == ""
+    curves = [r for r in read(tmp_path / "curves.csv") if r["curve"] == "flipping:mean/morf_logit"]
+    assert len(curves) == 2 * 21
+    assert float(curves[0]["mean"]) == 2.5
+    assert curves[0]["axis"] == "share of patches removed"
+    assert read(tmp_path / "problems.csv")[0]["detail"] == problem.detail
+
+
+def read(path):
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_curves_are_drawn_a_picture_a_reading(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("matplotlib")
+    drawn = plots.draw_curves(results(), tmp_path / "curves")
+    assert [path.name for path in drawn] == [
+        "flipping_mean_logit.png", "flipping_mean_probability.png",
+    ]  # fmt: skip
+    picture = cv2.imread(str(drawn[0]))
+    assert picture.shape[0] > 300
+    colours = {tuple(c) for c in picture.reshape(-1, 3)[::7]}
+    assert (180, 119, 31) in colours  # matplotlib's first blue, in OpenCV's order
+    assert (14, 127, 255) in colours  # and its orange
+
+
+def test_curves_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(plots.MissingDependencyError, match=r"pip install 'vimlrp\[plot\]'"):
+        plots.draw_curves(results(), tmp_path)

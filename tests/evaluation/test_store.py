@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from vimlrp.errors import InputError
+from vimlrp.evaluation.data import Problem
+from vimlrp.evaluation.store import Part, Store
+
+SETTINGS = {"model": "a", "steps": [1, 2]}
+PART = Part(
+    {"value x": np.array([1.0, np.nan])}, [Problem("a.png", "constant map", "é", "m")], {"s": 0.5}
+)
+
+
+def test_a_part_comes_back_as_it_was_also_to_the_next_run(tmp_path):
+    Store(tmp_path / "out", SETTINGS)[3, "mamba lrp"] = PART
+    store = Store(tmp_path / "out", SETTINGS)
+    assert (3, "mamba lrp") in store
+    assert (3, "") not in store
+    found = store[3, "mamba lrp"]
+    assert np.array_equal(found.arrays["value x"], PART.arrays["value x"], equal_nan=True)
+    assert list(found.problems) == PART.problems
+    assert found.facts == {"s": 0.5}
+
+
+def test_other_settings_are_refused_by_name_and_replaced_when_asked(tmp_path):
+    Store(tmp_path, SETTINGS)[0, "m"] = PART
+    other = {**SETTINGS, "model": "b"}
+    with pytest.raises(InputError, match=r"other settings \(model\)"):
+        Store(tmp_path, other)
+    assert (0, "m") in Store(tmp_path, SETTINGS)
+    assert (0, "m") not in Store(tmp_path, other, overwrite=True)
+    assert (0, "m") not in Store(tmp_path, other)
+
+
+def test_a_folder_of_somebody_elses_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("dear")
+    with pytest.raises(InputError, match="holds files and no evaluation"):
+        Store(tmp_path, SETTINGS, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "dear"
+
+
+def test_unreadable_settings_are_other_settings(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        Store(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half", None])
+def test_a_damaged_part_is_named(tmp_path, damage):
+    store = Store(tmp_path, SETTINGS)
+    store[0, "m"] = PART
+    (file,) = (tmp_path / "parts").iterdir()
+    if damage is None:
+        np.savez(file, x=np.zeros(1))
+    else:
+        file.write_bytes(damage)
+    with pytest.raises(InputError, match=r"00000-m\.npz is damaged"):
+        store[0, "m"]

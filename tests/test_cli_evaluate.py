@@ -1,0 +1,170 @@
+"""`vimlrp evaluate`, with a small model and small pictures."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner, Result
+from evaluation_models import photo_folder
+from safetensors.torch import save_file
+
+from vimlrp.cli import main
+from vimlrp.evaluation import running
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vim", num_classes=10)
+    path = tmp_path_factory.mktemp("weights") / "test_vim.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    photo_folder(tmp_path / "photos", 2, ("0", "7"))
+    return tmp_path / "photos"
+
+
+def evaluate(checkpoint: Path, data: Path, out: Path, *words: object) -> Result:
+    options = ("--model", "test_vim", "--num-classes", 10, "--checkpoint", checkpoint)
+    command = ["evaluate", data, *options, "--out", out, "--batch-size", 3, *words]
+    return CliRunner().invoke(main, [str(word) for word in command])
+
+
+def test_writes_tables_curves_and_a_manifest_and_says_so(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = evaluate(checkpoint, photos, out)
+    assert result.exit_code == 0, result.output
+    files = {file.name for file in out.iterdir() if file.is_file()}
+    assert files == {
+        "samples.csv", "curves.csv", "problems.csv", "table.md", "cost.md", "manifest.json",
+        "settings.json",
+    }  # fmt: skip
+    assert {file.name for file in (out / "curves").iterdir()} == {
+        f"flipping_{protocol}_{reading}.png"
+        for protocol in ("zero_token", "mean")
+        for reading in ("logit", "probability")
+    }
+    flat = result.output.replace("\n", "")
+    assert all(str(out / name) in flat for name in files - {"settings.json"})
+    assert "| flipping:zero_token | ΔA^F ↑" in result.output
+    assert "No sample had a problem." in result.output
+    rows = list(csv.DictReader((out / "samples.csv").open(encoding="utf-8")))
+    assert len(rows) == 4 * 2
+    assert {row["method"] for row in rows} == {"mambalrp", "gradient_x_input"}
+    assert "test_vim" in json.loads((out / "manifest.json").read_text())["settings"]["model"]
+
+
+def test_interrupted_it_says_how_to_go_on_and_ends_with_the_same_table(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--metrics", "complexity", "--no-plots")
+    assert evaluate(checkpoint, photos, tmp_path / "whole", *words).exit_code == 0
+    measure = running._measure
+    done: list[str] = []
+
+    def interrupted(plan, name, batch, samples):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(name)
+        return measure(plan, name, batch, samples)
+
+    monkeypatch.setattr(running, "_measure", interrupted)
+    result = evaluate(checkpoint, photos, tmp_path / "out", *words)
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.output
+    monkeypatch.undo()
+    assert evaluate(checkpoint, photos, tmp_path / "out", *words).exit_code == 0
+    for name in ("table.md", "samples.csv"):
+        texts = [(tmp_path / run / name).read_bytes() for run in ("whole", "out")]
+        assert texts[0] == texts[1]
+
+
+def test_samples_with_problems_are_listed_and_give_exit_code_one(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "0" / "text.png").write_text("no picture")
+    out = tmp_path / "out"
+    result = evaluate(checkpoint, photos, out, "--metrics", "complexity", "--no-plots")
+    assert result.exit_code == 1
+    assert "| picture cannot be read | the sample | 1 |" in result.output
+    assert "0/text.png" in (out / "problems.csv").read_text(encoding="utf-8")
+
+
+def test_boxes_are_measured_against(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    table = photos / "boxes.csv"
+    table.write_text("path,label,x0,y0,x1,y1\n0/0.png,0,8,8,40,32\n7/1.png,7,0,0,24,40\n")
+    metrics = "localisation,pointing,segmentation,segmentation:pixels"
+    result = evaluate(
+        checkpoint, table, tmp_path / "out", "--metrics", metrics, "--target", "label",
+        "--methods", "mambalrp",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "| pointing:pixels | hit ↑ | centre | samples |" in result.output
+    row = next(csv.DictReader((tmp_path / "out" / "samples.csv").open(encoding="utf-8")))
+    assert row["target"] == "0"
+    assert 0 < float(row["localisation:pixels/mass"]) < 1
+
+
+def test_half_precision_and_a_limit(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    result = evaluate(
+        checkpoint, photos, tmp_path / "out", "--precision", "bf16", "--limit", 2,
+        "--protocols", "mean", "--metrics", "flipping,insertion:blur", "--no-plots", "--steps", 4,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["plain_passes"] == "torch.bfloat16"
+    assert settings["samples"] == 2
+    curves = list(csv.DictReader((tmp_path / "out" / "curves.csv").open(encoding="utf-8")))
+    assert {row["at"] for row in curves} == {"0", "0.25", "0.5", "0.75", "1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", "magic"), "no method 'magic'"),
+        (("--metrics", "magic"), "no metric 'magic'"),
+        (("--protocols", "magic"), "no variant 'magic'"),
+        (("--methods", ","), "no methods were given"),
+        (("--metrics", "pointing"), "boxes or masks"),
+        (("--device", "abacus"), "cannot use the device"),
+        (("--patch-size", "7", "--protocols", "mean"), "do not cover"),
+    ],
+)
+def test_what_cannot_start_gives_exit_code_two(
+    checkpoint: Path, photos: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    result = evaluate(checkpoint, photos, tmp_path / "out", *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_a_folder_with_another_evaluation_is_kept_unless_overwritten(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    words = ("--metrics", "complexity", "--no-plots")
+    assert evaluate(checkpoint, photos, tmp_path / "out", *words).exit_code == 0
+    other = evaluate(checkpoint, photos, tmp_path / "out", *words, "--target", "label")
+    assert other.exit_code == 2
+    assert "other settings (target)" in " ".join(other.output.split())
+    again = evaluate(checkpoint, photos, tmp_path / "out", *words, "--target", "label",
+                     "--overwrite")  # fmt: skip
+    assert again.exit_code == 0
+
+
+def test_a_model_without_a_classifier_is_refused(tmp_path: Path, photos: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vim", num_classes=0)
+    path = tmp_path / "headless.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
+    words = ["evaluate", photos, "--model", "test_vim", "--checkpoint", path, "--num-classes", 0]
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 2
+    assert "classifies nothing" in result.output

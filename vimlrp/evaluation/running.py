@@ -1,0 +1,314 @@
+"""The loop of an evaluation: batches by methods by metrics, from where it was interrupted."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vimlrp.errors import InputError
+from vimlrp.evaluation.data import DataSet, Problem, Sample
+from vimlrp.evaluation.measures import Metric, PreparedBatch
+from vimlrp.evaluation.methods import CompositeMethod, Method, explained_by
+from vimlrp.evaluation.regions import region_of
+from vimlrp.evaluation.store import Part, Store
+from vimlrp.files import sha256_of
+from vimlrp.inference import Inference
+from vimlrp.inputs import device_and_dtype, preprocessing_of
+from vimlrp.photos import read_photo
+
+__all__ = ["Plan", "Progress", "run"]
+
+Goal = Literal["predicted", "label"]
+Progress = Callable[[int, int, str], None]
+"""Is told how many parts are done, how many there are, and what comes next."""
+
+_READERS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is evaluated, on what, and how.
+
+    Args:
+        model: The classifier.
+        model_name: As the report calls it.
+        data: The samples.
+        methods: By name.
+        metrics: In the order of the table's columns.
+        target: Explain the "predicted" class, or the "label" of each sample.
+        batch_size: Samples to explain at a time.
+        forward_size: Perturbed inputs to classify at a time.
+        dtype: Type of the plain passes; None for the model's own.
+        patch_size: Side of the patches that are removed; None for the model's own.
+    """
+
+    model: nn.Module
+    model_name: str
+    data: DataSet
+    methods: Mapping[str, Method]
+    metrics: Sequence[Metric]
+    target: Goal = "predicted"
+    batch_size: int = 32
+    forward_size: int = 256
+    dtype: torch.dtype | None = None
+    patch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.target not in ("predicted", "label"):
+            raise InputError(f"target is {self.target!r}; give 'predicted' or 'label'")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; give 1 or more")
+        for what, given in (("methods", self.methods), ("metrics", self.metrics)):
+            if not given:
+                raise InputError(f"no {what} were given; give at least one")
+
+    def batches(self) -> list[tuple[int, Sequence[Sample]]]:
+        """The samples in batches: the place of the first, and they themselves."""
+        samples = self.data.samples
+        return [
+            (start, samples[start : start + self.batch_size])
+            for start in range(0, len(samples), self.batch_size)
+        ]
+
+    def key_of(self, name: str) -> str:
+        """What a method's parts are kept under: its name and a hash of what it does.
+
+        A composite that was changed under the same name is another method.
+
+        Args:
+            name: Of the method, or empty for what does not depend on one.
+        """
+        if not name:
+            return ""
+        method = self.methods[name]
+        what = str(method.composite) if isinstance(method, CompositeMethod) else ""
+        return f"{name}-{sha256_of(f'{name}/{what}'.encode())[:8]}"
+
+    def settings(self) -> dict[str, Any]:
+        """All that a part depends on, except its method."""
+        return {
+            "model": self.model_name,
+            "weights_sha256": _weights_hash(self.model),
+            "data_sha256": _data_hash(self.data),
+            "samples": len(self.data.samples),
+            "metrics": [repr(metric) for metric in self.metrics],
+            "target": self.target,
+            "batch_size": self.batch_size,
+            "plain_passes": str(self.dtype or device_and_dtype(self.model)[1]),
+            "patch_size": self.patch_size,
+        }
+
+
+def run(plan: Plan, store: Store, progress: Progress | None = None) -> None:
+    """Measure what is missing in the store.
+
+    Args:
+        plan: What to measure.
+        store: Of the plan's settings.
+        progress: Is told how far it is.
+
+    Raises:
+        InputError: If a metric cannot be measured on this model or these data.
+        UnsupportedModelError: If a method does not take the model.
+    """
+    tell = progress or (lambda *_: None)
+    inference = Inference(plan.model, dtype=plan.dtype, batch_size=plan.forward_size)
+    batches = plan.batches()
+    names = ["", *plan.methods]
+    missing = {
+        i: [n for n in names if (i, plan.key_of(n)) not in store] for i in range(len(batches))
+    }
+    total = len(batches) * len(names)
+    done = total - sum(map(len, missing.values()))
+    todo = [i for i, parts in missing.items() if parts]
+    for i, (first, read) in zip(todo, _read_ahead([batches[i] for i in todo], plan), strict=True):
+        tell(done, total, f"batch {i + 1} of {len(batches)}")
+        batch, part = _prepare(plan, inference, first, read)
+        if "" in missing[i]:
+            store[i, ""] = part
+            done += 1
+        for name in missing[i]:
+            if name:
+                tell(done, total, f"batch {i + 1} of {len(batches)}: {name}")
+                store[i, plan.key_of(name)] = _measure(plan, name, batch, read.names)
+                done += 1
+    tell(done, total, "done")
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The readable samples of a batch.
+
+    Args:
+        places: Their places in the batch.
+        samples: Themselves.
+        x: (n, 3, H, W).
+        regions: (n, H, W).
+        problems: Of all samples of the batch.
+        count: Of all samples.
+    """
+
+    places: list[int]
+    samples: list[Sample]
+    x: Tensor
+    regions: Tensor
+    problems: list[Problem]
+    count: int
+
+    @property
+    def names(self) -> list[str]:
+        """Of the readable samples."""
+        return [sample.name for sample in self.samples]
+
+
+def _read_ahead(
+    batches: Sequence[tuple[int, Sequence[Sample]]], plan: Plan
+) -> Iterator[tuple[int, _Read]]:
+    """Read batches, the next one while one is measured."""
+    with ThreadPoolExecutor(_READERS) as pool, ThreadPoolExecutor(1) as ahead:
+        waiting: list[tuple[int, Future[_Read]]] = []
+        for first, samples in batches:
+            waiting.append((first, ahead.submit(_read, samples, plan, pool)))
+            if len(waiting) > 1:
+                place, future = waiting.pop(0)
+                yield place, future.result()
+        for place, future in waiting:
+            yield place, future.result()
+
+
+_Row = tuple[Tensor | None, NDArray[np.bool_] | None, list[Problem]]
+
+
+def _read(samples: Sequence[Sample], plan: Plan, pool: ThreadPoolExecutor) -> _Read:
+    preprocessing = preprocessing_of(plan.model)
+
+    def one(sample: Sample) -> _Row:
+        if plan.target == "label" and sample.label is None:
+            return None, None, [Problem(sample.name, "no label", "so it has no target")]
+        try:
+            photo = read_photo(sample.path)
+            x, geometry = preprocessing(photo)
+        except InputError as error:
+            return None, None, [Problem(sample.name, "picture cannot be read", str(error))]
+        return x, *region_of(sample, photo, geometry)
+
+    rows = list(pool.map(one, samples))
+    good = [i for i, (x, _, _) in enumerate(rows) if x is not None]
+    x = torch.stack([rows[i][0] for i in good]) if good else torch.empty(0)  # type: ignore[misc]
+    regions = np.stack([rows[i][1] for i in good]) if good else np.zeros((0, 1, 1), bool)  # type: ignore[misc]
+    problems = [problem for _, _, found in rows for problem in found]
+    kept = [samples[i] for i in good]
+    return _Read(good, kept, x, torch.from_numpy(regions), problems, len(samples))
+
+
+def _prepare(
+    plan: Plan, inference: Inference, first: int, read: _Read
+) -> tuple[PreparedBatch | None, Part]:
+    """Put a batch on the device, and note what the model says of it."""
+    facts = {"samples": float(read.count)}
+    places = np.array(read.places, dtype=np.float64)
+    if not read.samples:
+        return None, Part({"place": places}, read.problems, facts)
+    device, dtype = device_and_dtype(plan.model)
+    x = read.x.to(device, dtype)
+    logits = inference(x)
+    probability, predicted = logits.softmax(1).max(1)
+    labels = [-1 if sample.label is None else sample.label for sample in read.samples]
+    label = torch.tensor(labels, device=device)
+    target = label if plan.target == "label" else predicted
+    batch = PreparedBatch(
+        model=plan.model,
+        inference=inference,
+        x=x,
+        target=target,
+        regions=read.regions.to(device) if plan.data.has_regions else None,
+        seeds=first + torch.tensor(read.places),
+        patch_size=plan.patch_size,
+    )
+    arrays = {"predicted": predicted, "probability": probability, "target": target}
+    return batch, Part(_arrays(arrays) | {"place": places}, read.problems, facts)
+
+
+def _measure(plan: Plan, name: str, batch: PreparedBatch | None, samples: Sequence[str]) -> Part:
+    """All metrics of one method on one batch."""
+    if batch is None:
+        return Part({})
+    method = plan.methods[name]
+    maps, cost = _timed(lambda: explained_by(method, plan.model, batch.x, batch.target), batch.x)
+    arrays: dict[str, NDArray[np.float64]] = {}
+    started = time.perf_counter()
+    for metric in plan.metrics:
+        measured = metric(batch, method, maps)
+        arrays |= {f"value {key}": v for key, v in _arrays(measured.values).items()}
+        arrays |= {f"curve {key}": v for key, v in _arrays(measured.curves).items()}
+    cost["metric_seconds"] = time.perf_counter() - started
+    broken = ~maps.isfinite().flatten(1).all(1).cpu().numpy()
+    for values in arrays.values():  # no order can be read off such a map
+        values[broken] = np.nan
+    return Part(arrays, _map_problems(maps, name, samples), cost)
+
+
+def _map_problems(maps: Tensor, method: str, samples: Sequence[str]) -> list[Problem]:
+    flat = maps.flatten(1)
+    broken = (~flat.isfinite()).any(1).tolist()
+    constant = (flat == flat[:, :1]).all(1).tolist()
+    problems = []
+    for name, is_broken, is_constant in zip(samples, broken, constant, strict=True):
+        if is_broken:
+            problems.append(Problem(name, "map not finite", "NaN or infinite values", method))
+        elif is_constant:
+            detail = "every pixel the same: its order is the reading order"
+            problems.append(Problem(name, "constant map", detail, method))
+    return problems
+
+
+def _timed(call: Callable[[], Tensor], x: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Run something, and what it cost: seconds and, on a GPU, the memory it took beside x."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+    started = time.perf_counter()
+    out = call()
+    cost = {"images": float(len(x))}
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+        cost["bytes"] = float(torch.cuda.max_memory_allocated(x.device) - before)
+    return out, {"seconds": time.perf_counter() - started, **cost}
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
+    return {key: value.detach().double().cpu().numpy() for key, value in values.items()}
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _data_hash(data: DataSet) -> str:
+    digest = hashlib.sha256()
+    for sample in data.samples:
+        known = asdict(sample) | {"path": "", "mask": str(sample.mask or "")}
+        digest.update(repr(sorted(known.items())).encode())
+        for path in (sample.path, sample.mask):
+            digest.update(str(_size(path)).encode())
+    return digest.hexdigest()
+
+
+def _size(path: Path | None) -> int:
+    try:
+        return path.stat().st_size if path is not None else -1
+    except OSError:
+        return -1
