@@ -1,6 +1,7 @@
 """Element-wise factors that rules take from a forward pass, in one pass over memory each.
 
-In C++ for float32 on a CPU, and in plain PyTorch for all else. None records a gradient.
+For float32 in C++ on a CPU and in Triton on a GPU, in plain PyTorch for all else. None records a
+gradient.
 """
 
 import math
@@ -30,6 +31,11 @@ def gamma_shares(z: Tensor, magnitude: Tensor, gamma: float) -> tuple[Tensor, Te
     Returns:
         Both factors, in the shape of z.
     """
+    if _is_dense(z, magnitude) and choose("auto", z.device, z.dtype) == "triton":
+        # Imported at first use: Triton is absent on most machines without a GPU.
+        from vimlrp.kernels import pointwise_triton
+
+        return pointwise_triton.gamma_shares(z, magnitude, gamma)
     restore = _restore(z, magnitude)
     if restore is not None:
         rows = (_rows(z), _rows(magnitude))
@@ -62,17 +68,22 @@ def gelu_ratio(x: Tensor) -> Tensor:
 
 def _restore(first: Tensor, *others: Tensor) -> Callable[[Tensor], Tensor] | None:
     """How rows become a tensor like the first again; None where the C++ cannot take them."""
-    tensors = (first, *others)
-    if torch.compiler.is_compiling() or any(x.dtype != torch.float32 for x in tensors):
-        return None
-    if any(x.shape != first.shape or x.stride() != first.stride() for x in others):
+    if not _is_dense(first, *others) or choose("auto", first.device, first.dtype) != "native":
         return None
     last = _with_channels_last(first)
-    if not last.is_contiguous() or choose("auto", first.device, first.dtype) != "native":
-        return None
     if last is first:
         return lambda rows: rows.view(first.shape)
     return lambda rows: rows.view(last.shape).permute(0, 3, 1, 2)
+
+
+def _is_dense(first: Tensor, *others: Tensor) -> bool:
+    """Whether these are float32, fill their memory and lie in it alike."""
+    tensors = (first, *others)
+    if torch.compiler.is_compiling() or any(x.dtype != torch.float32 for x in tensors):
+        return False
+    if any(x.shape != first.shape or x.stride() != first.stride() for x in others):
+        return False
+    return _with_channels_last(first).is_contiguous()
 
 
 def _with_channels_last(x: Tensor) -> Tensor:

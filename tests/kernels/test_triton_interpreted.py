@@ -14,7 +14,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-FILES = ("test_backends_agree.py", "test_products_triton.py", "test_triton_scalar_gradient.py")
+FILES = (
+    "test_backends_agree.py",
+    "test_pointwise_triton.py",
+    "test_products_triton.py",
+    "test_triton_scalar_gradient.py",
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the Triton programs themselves")
