@@ -14,9 +14,10 @@ from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 from vimlrp.errors import CheckpointError
+from vimlrp.models.labels import IMAGENETTE
 from vimlrp.models.reading import read_weights
 
-__all__ = ["build", "bundled_path", "note_weights", "vision_cfg"]
+__all__ = ["build", "bundled_path", "imagenette_cfg", "note_weights", "vision_cfg"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Fit = Callable[..., dict[str, Tensor]]
@@ -46,6 +47,22 @@ def vision_cfg(bundled: str | None = None, **overrides: Any) -> dict[str, Any]:
         "classifier": "head",
         **overrides,
     }
+
+
+def imagenette_cfg(model: str, **overrides: Any) -> dict[str, Any]:
+    """The configuration of weights in the package, trained on Imagenette.
+
+    Args:
+        model: Whose weights they are.
+        **overrides: Other entries.
+    """
+    return vision_cfg(
+        f"{model}.imagenette.safetensors",
+        num_classes=len(IMAGENETTE),
+        license="apache-2.0, trained on ImageNet pictures; see weights/README.md",
+        label_names=IMAGENETTE,
+        **overrides,
+    )
 
 
 def note_weights(model: nn.Module, weights: str | None) -> None:

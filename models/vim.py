@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vimlrp.errors import InputError
-from vimlrp.models.builder import build, note_weights, vision_cfg
+from vimlrp.models.builder import build, imagenette_cfg, note_weights, vision_cfg
 from vimlrp.models.features import TokenFeatures
 from vimlrp.models.fused import Plan, plans_of, run
-from vimlrp.models.labels import IMAGENETTE
 from vimlrp.models.mixer import BidirectionalMixer
 from vimlrp.models.patches import PatchEmbed
 from vimlrp.models.position import resample_position
@@ -351,12 +350,7 @@ def _published(size: str, file: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "test_vim.untrained": vision_cfg(input_size=(3, 64, 64)),
-        "vim_nano_patch16_224.imagenette": vision_cfg(
-            bundled="vim_nano_patch16_224.imagenette.safetensors",
-            num_classes=len(IMAGENETTE),
-            license="apache-2.0, trained on ImageNet pictures; see weights/README.md",
-            label_names=IMAGENETTE,
-        ),
+        "vim_nano_patch16_224.imagenette": imagenette_cfg("vim_nano_patch16_224"),
         "vim_tiny_patch16_224.in1k": _published("tiny", "vim_t_midclstok_76p1acc.pth"),
         "vim_tiny_patch16_stride8_224.in1k": _published("tiny", "vim_t_midclstok_ft_78p3acc.pth"),
         "vim_small_patch16_224.in1k": _published("small", "vim_s_midclstok_80p5acc.pth"),

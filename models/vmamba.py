@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vimlrp.errors import InputError
-from vimlrp.models.builder import build, note_weights, vision_cfg
+from vimlrp.models.builder import build, imagenette_cfg, note_weights, vision_cfg
 from vimlrp.models.stages import Generation, downsampling, stem
 from vimlrp.models.vmamba_blocks import Block, Stage
 from vimlrp.models.vmamba_keys import fit_state_dict
@@ -307,7 +307,7 @@ default_cfgs = generate_default_cfgs(
     {
         "test_vmamba.untrained": vision_cfg(input_size=(3, 64, 64), **_PLACES),
         "test_vmamba_v0.untrained": vision_cfg(input_size=(3, 64, 64), **_PLACES),
-        "vmamba_nano_s1l8_224.untrained": vision_cfg(**_PLACES),
+        "vmamba_nano_s1l8_224.imagenette": imagenette_cfg("vmamba_nano_s1l8_224", **_PLACES),
         "vmamba_tiny_s1l8_224.in1k": _published("v2cls/vssm1_tiny_0230s_ckpt_epoch_264"),
         "vmamba_tiny_s2l5_224.in1k": _published("v2cls/vssm_tiny_0230_ckpt_epoch_262"),
         "vmamba_small_s1l20_224.in1k": _published("v2cls/vssm1_small_0229s_ckpt_epoch_240"),

@@ -222,9 +222,10 @@ def test_bundled_weights_that_are_missing(monkeypatch, tmp_path):
         pretrained(file=str(tmp_path / "gone.safetensors"))
 
 
-def test_bundled_weights_load_without_a_hub(hub):
+@pytest.mark.parametrize("name", ["vim_nano_patch16_224", "vmamba_nano_s1l8_224"])
+def test_bundled_weights_load_without_a_hub(hub, name):
     server = hub(503)
-    model = timm.create_model("vim_nano_patch16_224.imagenette", pretrained=True)
+    model = timm.create_model(f"{name}.imagenette", pretrained=True)
     file = Path(model.pretrained_cfg["file"])
     stored = load_file(file)
     assert server.asked == []
