@@ -29,7 +29,7 @@ from vimlrp.rules import (
 from vimlrp.tracing import Absorption, Trace, active
 
 if TYPE_CHECKING:
-    from vimlrp.models.vim import Block
+    from vimlrp.models.vim_blocks import Block
 
 __all__ = ["Plan", "plans_of", "run"]
 

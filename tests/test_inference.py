@@ -21,7 +21,7 @@ def runs(monkeypatch):
         counted.append(args)
         return run(*args)
 
-    monkeypatch.setattr("vimlrp.models.vim.run", counting)
+    monkeypatch.setattr("vimlrp.models.vim_blocks.run", counting)
     return counted
 
 

@@ -43,7 +43,7 @@ def runs(monkeypatch):
         seen.append(block)
         return original(plan, block, *streams)
 
-    monkeypatch.setattr("vimlrp.models.vim.run", spy)
+    monkeypatch.setattr("vimlrp.models.vim_blocks.run", spy)
     return seen
 
 
