@@ -83,10 +83,13 @@ def test_gammas_that_cannot_be_are_refused(value):
         GammaSum(value)
 
 
-@pytest.mark.parametrize("class_token", ["middle", "double", "none"])
-def test_every_cut_of_a_vim_sums_to_the_target(class_token):
-    pool = {"global_pool": "avg"} if class_token == "none" else {}
-    model = small_vim(biases=False, class_token=class_token, **pool)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"class_token": "double"}, {"class_token": "none", "global_pool": "avg"}],
+    ids=str,
+)
+def test_every_cut_of_a_vim_sums_to_the_target(options):
+    model = small_vim(biases=False, **options)
     composite = {"residual": "gamma_sum(1)"}
     account = vimlrp.check_conservation(model, images(), composite=composite, tolerance=1e-9)
     assert account.holds, str(account)
@@ -103,7 +106,7 @@ def test_every_cut_of_a_vmamba_sums_to_the_target(generation):
 
 
 def test_the_position_embedding_takes_its_weighed_share_of_a_token():
-    model = small_vim(class_token="middle")
+    model = small_vim()
     composites = ({"token_sum": "gamma_sum(2)"}, "mambalrp")
     ours, plain = (vimlrp.explain(model, images(), composite=c, target=0) for c in composites)
     # Below the sum nothing differs, so that what tokens receive is the same under both.
@@ -114,7 +117,7 @@ def test_the_position_embedding_takes_its_weighed_share_of_a_token():
     content = model.layout.insert(patches, model.cls_token.detach().expand(2, -1, -1)).numpy()
     position = model.position(model.layout).detach().expand_as(tokens).numpy()
     _, share = explicit_shares(torch.tensor(content), torch.tensor(position), 2.0)
-    (received,) = received_by_channel(model)
+    received = received_by_channel(model)
     expected = (torch.tensor(share) * received).flatten(1).sum(1)
     assert relative_error(ours.account.parts["position embedding"], expected) < 1e-10
     assert ours.account.residue.abs().max() < 1e-11
@@ -123,4 +126,4 @@ def test_the_position_embedding_takes_its_weighed_share_of_a_token():
 def received_by_channel(model):
     """The relevance of every value of the tokens, (B, L, D)."""
     record = vimlrp.explain(model, images(), target=0, record=["token_sum"]).recorded["token_sum"]
-    return (record.relevance.reshape(2, -1, model.embed_dim),)
+    return record.relevance.reshape(2, -1, model.embed_dim)

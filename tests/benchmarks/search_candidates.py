@@ -15,6 +15,7 @@ _SHARED: dict[str, Changes] = {
     "projections 0.25": {"projection": "gamma(0.25)"},
     "projections 1": {"projection": "gamma(1)"},
     "convolutions 0": {"convolution": "zero"},
+    "convolutions 0.1": {"convolution": "gamma(0.1)"},
     "convolutions 1": {"convolution": "gamma(1)"},
     "convolutions 10": {"convolution": "gamma(10)"},
     "sum 1, projections 0.05": {"residual": f"{_SUM}(1)", "projection": "gamma(0.05)"},
@@ -31,6 +32,8 @@ _VIM: dict[str, Changes] = {
     "gate 1:0": {"gate": "share(1, 0)"},
     "gate 0:1": {"gate": "share(0, 1)"},
     "gate .75:.25": {"gate": "share(0.75, 0.25)"},
+    "gate .65:.35": {"gate": "share(0.65, 0.35)"},
+    "gate .75:.25, convolutions 0.1": {"gate": "share(0.75, 0.25)", "convolution": "gamma(0.1)"},
     "sum 1, gate 1:0": {"residual": f"{_SUM}(1)", "gate": "share(1, 0)"},
     "sum 1, gate .75:.25": {"residual": f"{_SUM}(1)", "gate": "share(0.75, 0.25)"},
     "stream 1": {"residual": f"{_SUM}(1)", "token_sum": "gradient"},
@@ -44,15 +47,25 @@ _VIM: dict[str, Changes] = {
 }
 
 _VMAMBA: dict[str, Changes] = {
-    "stem 1": {"patch_embed.*": "gamma(1)"},
+    "stem 1": {"patch_embed.0": "gamma(1)", "patch_embed.5": "gamma(1)"},
     "stem 0": {"patch_embed.0": "zero", "patch_embed.5": "zero"},
-    "MLPs 0.25": {"layers.*.mlp.*": "gamma(0.25)"},
+    "MLPs 0.25": {"layers.*.mlp.fc*": "gamma(0.25)"},
     "in and out 0.25": {"layers.*.op.*_proj": "gamma(0.25)"},
     "downsampling 1": {"layers.*.downsample.1": "gamma(1)"},
     "downsampling 0": {"layers.*.downsample.1": "zero"},
     "early sums 1": {f"layers.{i}.*.residual*": f"{_SUM}(1)" for i in (0, 1)},
     "late sums 1": {f"layers.{i}.*.residual*": f"{_SUM}(1)" for i in (2, 3)},
-    "early projections 0.25": {f"layers.{i}.blocks.*.[om]*p*.*": "gamma(0.25)" for i in (0, 1)},
+    "downsampling 0, depthwise 0.1": {
+        "layers.*.downsample.1": "zero",
+        "layers.*.op.conv2d": "gamma(0.1)",
+    },
+    "downsampling 0, stem 1": {
+        "layers.*.downsample.1": "zero",
+        "patch_embed.0": "gamma(1)",
+        "patch_embed.5": "gamma(1)",
+    },
+    "depthwise 0": {"layers.*.op.conv2d": "zero"},
+    "depthwise 0.1, others 0": {"convolution": "zero", "layers.*.op.conv2d": "gamma(0.1)"},
 }
 
 CANDIDATES: Mapping[str, Mapping[str, Changes]] = {

@@ -24,9 +24,11 @@ import torch
 from machine import describe, pick_device
 from numpy.typing import NDArray
 from search_candidates import CANDIDATES
+from search_denoising import DENOISED
 from torch import nn
 
 import vimlrp  # noqa: F401  (registers the models)
+from vimlrp.composites import COMPOSITES
 from vimlrp.evaluation import (
     CompositeMethod,
     DataSet,
@@ -50,6 +52,7 @@ from vimlrp.photos import read_photo
 DEFAULT = "mambalrp"
 PROTOCOLS = {"vim": ("zero_patch", "mean"), "vmamba": ("mean", "blur")}
 OBJECTS = ("localisation:pixels", "localisation:patches", "pointing", "segmentation")
+ABLATIONS = [*(name for name in COMPOSITES if name.startswith("without")), "gradient_x_input"]
 RESAMPLES = 2000
 
 
@@ -120,11 +123,13 @@ def difference_table(results: Results) -> Iterator[str]:
 
 def methods_of(names: Sequence[str], family: str) -> dict[str, Method]:
     """Candidates, named composites and baselines by their names."""
-    candidates = CANDIDATES[family]
-    return {
-        name: CompositeMethod(dict(candidates[name])) if name in candidates else method_named(name)
-        for name in dict.fromkeys([DEFAULT, *names])
-    }
+    return {name: _method(name, family) for name in dict.fromkeys([DEFAULT, *names])}
+
+
+def _method(name: str, family: str) -> Method:
+    if name in CANDIDATES[family]:
+        return CompositeMethod(dict(CANDIDATES[family][name]))
+    return DENOISED.get(name) or method_named(name)
 
 
 def measure(plan: Plan, folder: Path) -> Results:
@@ -169,16 +174,15 @@ def plans(
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--candidates", help="Separated by semicolons; all candidates by default.")
 @click.option("--device", default="auto", show_default=True)
-def main(
-    stage: str, name: str, data: Path, out: Path, candidates: str | None, device: str
-) -> None:
+def main(stage: str, name: str, data: Path, out: Path, candidates: str | None, device: str) -> None:
     """Measure candidates in a STAGE and compare them with the default composite."""
     place = pick_device(device)
     print(describe(place))
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=True).eval().to(place)
     family = family_of(model)
-    names = list(CANDIDATES[family]) if candidates is None else candidates.split(";")
+    everything = [*ABLATIONS, *CANDIDATES[family], *DENOISED]
+    names = everything if candidates is None else candidates.split(";")
     methods = methods_of(names, family)
     for part, plan in plans(stage, model, name, data, methods):
         report(measure(plan, out / name / stage / part), out / name / stage / part)
