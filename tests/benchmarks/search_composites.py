@@ -3,9 +3,9 @@
     python demos/evaluation_data.py imagenette imagenette.zip imagenette
     python tests/benchmarks/search_composites.py screen --data imagenette --out search
     python tests/benchmarks/search_composites.py confirm --data imagenette --out search \
-        --candidates "sum 1;gate 1:0"
+        --candidates "sum 1;gate .75:.25"
     python tests/benchmarks/search_composites.py final --data imagenette --out search \
-        --candidates "sum 1;gate 1:0"
+        --candidates "sum 1;gate .75:.25"
 
 `screen` and `confirm` take pictures of `val` that the model classifies rightly, as many of each
 class, and never the same; `final` takes the pictures of `boxes.csv`, on which nothing is chosen.
@@ -28,7 +28,6 @@ from search_denoising import DENOISED
 from torch import nn
 
 import vimlrp  # noqa: F401  (registers the models)
-from vimlrp.composites import COMPOSITES
 from vimlrp.evaluation import (
     CompositeMethod,
     DataSet,
@@ -52,7 +51,14 @@ from vimlrp.photos import read_photo
 DEFAULT = "mambalrp"
 PROTOCOLS = {"vim": ("zero_patch", "mean"), "vmamba": ("mean", "blur")}
 OBJECTS = ("localisation:pixels", "localisation:patches", "pointing", "segmentation")
-ABLATIONS = [*(name for name in COMPOSITES if name.startswith("without")), "gradient_x_input"]
+ABLATIONS = (
+    "without_activation_rule",
+    "without_norm_rule",
+    "without_scan_rule",
+    "without_gate_rule",
+    "gradient_x_input",
+)
+OBJECT_PICTURES = 125
 RESAMPLES = 2000
 
 
@@ -65,7 +71,7 @@ class Stage:
     steps: int
 
 
-STAGES = {"screen": Stage(6, 0, 5), "confirm": Stage(10, 6, 10), "final": Stage(6, 0, 10)}
+STAGES = {"screen": Stage(6, 0, 5), "confirm": Stage(10, 6, 10), "final": Stage(4, 0, 10)}
 
 
 def family_of(model: nn.Module) -> str:
@@ -100,25 +106,24 @@ def difference(new: NDArray[np.float64], old: NDArray[np.float64]) -> tuple[floa
 
 
 def difference_table(results: Results) -> Iterator[str]:
-    """Means of every delta, and their difference from the default's, the best first."""
-    reference = results.methods[DEFAULT]
-    columns = [key for key in reference.values if key.rpartition("/")[2].startswith("delta_")]
-    yield f"| method | {' | '.join(columns)} | ms an image |"
+    """dA^F of every protocol, and its difference from the default's, the best first."""
+    reference = results.methods[DEFAULT].values
+    columns = [key for key in reference if key.endswith("/delta_logit")]
+    protocols = [key.partition(":")[2].partition("/")[0] for key in columns]
+    yield "| method | " + " | ".join(f"ΔA^F, {name}" for name in protocols) + " | ms an image |"
     yield "|---|" + "---|" * (len(columns) + 1)
-    lead = columns[0]
-    order = sorted(results.methods, key=lambda m: -results.methods[m].values[lead].mean())
-    for name in order:
-        found = results.methods[name]
-        cells = []
-        for column in columns:
-            new, old = found.values[column], reference.values[column]
-            cell = f"{new.mean():.3f}"
-            if name != DEFAULT:
-                change, low, high = difference(new, old)
-                cell += f" ({change:+.0f} % [{low:+.0f}, {high:+.0f}])"
-            cells.append(cell)
+    order = sorted(results.methods.items(), key=lambda item: -item[1].values[columns[0]].mean())
+    for name, found in order:
+        cells = [_change(found.values[column], reference[column]) for column in columns]
         cost = 1e3 * found.seconds / max(found.images, 1)
         yield f"| {name} | {' | '.join(cells)} | {cost:.0f} |"
+
+
+def _change(new: NDArray[np.float64], old: NDArray[np.float64]) -> str:
+    if new is old:
+        return f"{new.mean():.3f}"
+    change, low, high = difference(new, old)
+    return f"{new.mean():.3f} ({change:+.1f} % [{low:+.1f}, {high:+.1f}])"
 
 
 def methods_of(names: Sequence[str], family: str) -> dict[str, Method]:
@@ -145,7 +150,7 @@ def report(results: Results, folder: Path) -> None:
     """Write everything, and print the tables."""
     reports.write(results, folder)
     print(reports.result_table(results))
-    if any("delta" in key for key in results.methods[DEFAULT].values):
+    if any(key.endswith("/delta_logit") for key in results.methods[DEFAULT].values):
         print("\n".join(difference_table(results)))
     print(reports.cost_table(results))
 
@@ -160,8 +165,13 @@ def plans(
     everything = read_data(source, names, model.num_classes)  # type: ignore[arg-type]
     common = {"model": model, "model_name": name, "methods": methods, "batch_size": 20}
     if stage == "final":
-        objects = metrics_named([*OBJECTS, "complexity", "conservation"], ())
-        yield "objects", Plan(data=everything, metrics=objects, target="label", **common)
+        objects = metrics_named([*OBJECTS, "conservation"], ())
+        yield (
+            "objects",
+            Plan(
+                data=everything.evenly(OBJECT_PICTURES), metrics=objects, target="label", **common
+            ),
+        )
     flipping = metrics_named(["flipping"], PROTOCOLS[family], size.steps)
     pictures = chosen(everything, model, size)
     yield "flipping", Plan(data=pictures, metrics=flipping, forward_size=60, **common)
