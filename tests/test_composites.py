@@ -14,9 +14,11 @@ from vimlrp.rules import (
     ConstantNormaliser,
     Epsilon,
     Gamma,
+    GammaSum,
     Gradient,
     Identity,
     Share,
+    ShareFactors,
     Zero,
 )
 from vimlrp.sites import SITE_KINDS, Site
@@ -220,7 +222,7 @@ def test_a_model_without_sites_gets_no_rules():
 
 def test_every_rule_can_be_named():
     public = {Gradient, Identity, Share, ConstantNormaliser, ConstantFactors, Zero, Epsilon, Gamma}
-    public |= {ConstantAttention, AttnLRP, ConstantGate}
+    public |= {ConstantAttention, AttnLRP, ConstantGate, GammaSum, ShareFactors}
     assert set(RULES.values()) == public | {Flat, Box}
     assert vimlrp.COMPOSITES is COMPOSITES
 

@@ -17,10 +17,12 @@ from vimlrp.rules import (
     ConstantNormaliser,
     Epsilon,
     Gamma,
+    GammaSum,
     Gradient,
     Identity,
     Rule,
     Share,
+    ShareFactors,
     Zero,
 )
 from vimlrp.sites import SITE_KINDS, Site
@@ -40,6 +42,8 @@ RULES: Mapping[str, type[Rule]] = MappingProxyType(
         "zero": Zero,
         "epsilon": Epsilon,
         "gamma": Gamma,
+        "gamma_sum": GammaSum,
+        "share_factors": ShareFactors,
         "flat": Flat,
         "box": Box,
     }

@@ -19,7 +19,7 @@ from vimlrp.propagation import share_product, with_gradient_of, with_gradients_o
 from vimlrp.tracing import InputRecord, active, at_least_float32
 
 if TYPE_CHECKING:
-    from vimlrp.sites import Activation, AffineSite, Gate, Norm, Scan
+    from vimlrp.sites import Activation, AffineSite, Gate, Norm, Residual, Scan, TokenSum
 
 __all__ = [
     "AffineRule",
@@ -27,10 +27,12 @@ __all__ = [
     "ConstantNormaliser",
     "Epsilon",
     "Gamma",
+    "GammaSum",
     "Gradient",
     "Identity",
     "Rule",
     "Share",
+    "ShareFactors",
     "Zero",
 ]
 
@@ -141,6 +143,48 @@ class ConstantFactors(Rule):
     def run(self, site: "Scan", *args: Any) -> Tensor:
         """Scan with the gradient of the linear map from u to y."""
         return site.scan(*args, grad=self.free)
+
+
+@dataclass(frozen=True)
+class ShareFactors(Rule):
+    """Rule of products of AttnLRP (Achtibat et al. 2024) in a selective scan: u, B and C share.
+
+    With exp(dt A) and dt constant every term of C_t h_t is a product of C_t, B_s and u_s, so that
+    each factor times its gradient is the term: shares that sum to 1 conserve, and D u goes to u.
+    In Vim and VMamba, B and C are linear in u without a bias, and pass on all they receive.
+
+    Args:
+        signal: Share of u.
+        write: Share of B.
+        read: Share of C.
+    """
+
+    signal: float = 0.5
+    write: float = 0.25
+    read: float = 0.25
+    kinds = frozenset({"scan"})
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.signal, self.write, self.read))):
+            raise CompositeError(f"{self} needs finite shares")
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """All but the decay."""
+        return ("u", "B", "C")
+
+    def run(self, site: "Scan", *args: Any) -> Tensor:
+        """Scan with a share of each gradient, and the skip with its whole one."""
+        u, dt, A, B, C, D, *order = args
+        B, C = _scaled(B, self.write), _scaled(C, self.read)
+        without_skip = _scaled(u, self.signal), dt.detach(), A, B, C, torch.zeros_like(D)
+        y = site.scan(*without_skip, *order, grad=self.free)  # (B, K, L, E)
+        source = u if u.dim() == y.dim() else u.unsqueeze(1)
+        return y + source * D.detach().unsqueeze(1)
+
+
+def _scaled(x: Tensor, share: float) -> Tensor:
+    return with_gradient_of(x, x, torch.full_like(x, share))
 
 
 @dataclass(frozen=True)
@@ -264,6 +308,37 @@ class Gamma(AffineRule):
             taken = torch.addcmul(at_z * bias, at_magnitude, bias.abs())
             _absorb(site, "bias", out, taken)
         return out
+
+
+@dataclass(frozen=True)
+class GammaSum(Rule):
+    """Generalised LRP-gamma at a sum of two (ResLRP, Berend et al. 2026).
+
+    Under LRP-0 summands a and b that cancel receive a/z and b/z of the relevance of z = a + b,
+    which grow without bound. Here the summands of the sign of z count 1 + gamma times, and the
+    magnitudes of both shares sum to 1 + 2 / gamma at most. A z of exactly 0 is treated as by
+    `Gamma`.
+
+    Args:
+        gamma: How much more the summands of the winning sign count; 0 is LRP-0.
+    """
+
+    gamma: float = 1.0
+    kinds = frozenset({"residual"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < math.inf:
+            raise CompositeError(f"{self} needs a finite gamma of 0 or more")
+
+    def run(self, site: "Residual | TokenSum", *args: Any) -> Tensor:
+        """Add, with the gradient that makes value times gradient each summand's share."""
+        return site.weighed(self._factors, *args)
+
+    def _factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(a.dtype, b.dtype)
+        a, b = a.to(wide), b.to(wide)
+        at_z, at_magnitude = gamma_shares(a + b, a.abs() + b.abs(), self.gamma)
+        return at_z + at_magnitude * a.sign(), at_z + at_magnitude * b.sign()
 
 
 def _magnitude(site: "AffineSite", rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

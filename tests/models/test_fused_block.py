@@ -20,6 +20,7 @@ FUSIBLE = (
     {"base": "mambalrp", "gate": "share(0.3, 0.6)"},
     {"base": "mambalrp", "head": "epsilon", "patch_embedding": "flat"},
     {"layers.*.mixer.x_proj*": "gamma"},
+    {"token_sum": "gamma_sum"},
 )
 COMPOSED = (
     "gradient_x_input",
@@ -30,6 +31,8 @@ COMPOSED = (
     "gamma_projections",
     "epsilon",
     {"layers.*.mixer.conv1d_b": "zero"},
+    {"residual": "gamma_sum"},
+    {"scan": "share_factors"},
 )
 
 

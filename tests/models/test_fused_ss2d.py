@@ -29,6 +29,8 @@ COMPOSED = (
     "epsilon",
     {"layers.*.op.conv2d": "epsilon"},
     {"layers.*.op.scan": "constant_factors(A, B)"},
+    {"residual": "gamma_sum"},
+    {"scan": "share_factors"},
 )
 
 

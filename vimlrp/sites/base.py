@@ -1,12 +1,16 @@
 """The base of all sites, and the kinds of site there are."""
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vimlrp.tracing import active
 
-__all__ = ["SITE_KINDS", "Site"]
+__all__ = ["SITE_KINDS", "Site", "SumFactors"]
+
+SumFactors = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From the two summands of a sum to the factors of their gradients, all of one shape."""
 
 SITE_KINDS = {
     "activation": "element-wise non-linearity",

@@ -8,7 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from vimlrp.kernels.pointwise import gelu_ratio
-from vimlrp.sites.base import Site
+from vimlrp.propagation import with_gradients_of
+from vimlrp.sites.base import Site, SumFactors
 
 __all__ = ["Activation", "Gate", "Residual"]
 
@@ -76,3 +77,15 @@ class Residual(Site):
     def plain(self, residual: Tensor, branch: Tensor) -> Tensor:
         """Add."""
         return residual + branch
+
+    def weighed(self, factors: SumFactors, residual: Tensor, branch: Tensor) -> Tensor:
+        """Add, with the gradient of each summand times its factor.
+
+        Args:
+            factors: From the values of the summands to a factor of each.
+            residual: The stream.
+            branch: What is added to it, of the same shape.
+        """
+        at_residual, at_branch = factors(residual.detach(), branch.detach())
+        total = residual.detach() + branch.detach()
+        return with_gradients_of(total, (residual, at_residual), (branch, at_branch))

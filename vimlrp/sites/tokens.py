@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from vimlrp.sites.base import Site
+from vimlrp.propagation import with_gradient_of
+from vimlrp.sites.base import Site, SumFactors
 from vimlrp.tokens import TokenLayout
-from vimlrp.tracing import TokenRecord, active
+from vimlrp.tracing import TokenRecord, active, frozen
 
 __all__ = ["TokenSum"]
 
@@ -31,12 +32,44 @@ class TokenSum(Site):
             layout: Where the class tokens go.
         """
         sequence = layout.insert(patches, special)
-        trace = active()
-        if trace is None:
-            return sequence if position is None else sequence + position
-        tokens = sequence if position is None else sequence + position.detach()
-        trace.tokens = TokenRecord(tokens, layout)
-        trace.absorb("class token", tokens, layout.insert(torch.zeros_like(patches), special))
-        if position is not None:
-            trace.absorb("position embedding", tokens, position)
+        tokens = sequence if position is None else sequence + frozen(position)
+        _note(tokens, layout.insert(torch.zeros_like(patches), special), position, layout)
         return tokens
+
+    def weighed(
+        self,
+        factors: SumFactors,
+        patches: Tensor,
+        special: Tensor,
+        position: Tensor | None,
+        layout: TokenLayout,
+    ) -> Tensor:
+        """The same, with the gradient of each summand times its factor.
+
+        Args:
+            factors: From the values of sequence and position embedding to a factor of each.
+            patches: As for `plain`, as are the arguments that follow.
+            special: (B, S, D).
+            position: (1, L, D) or None.
+            layout: Where the class tokens go.
+        """
+        if position is None:
+            return self.plain(patches, special, position, layout)
+        sequence = layout.insert(patches, special)
+        position = frozen(position).expand_as(sequence)
+        at_sequence, at_position = factors(sequence.detach(), position)
+        tokens = with_gradient_of(sequence.detach() + position, sequence, at_sequence)
+        class_tokens = layout.insert(torch.zeros_like(patches), special)
+        _note(tokens, class_tokens * at_sequence, position * at_position, layout)
+        return tokens
+
+
+def _note(tokens: Tensor, special: Tensor, position: Tensor | None, layout: TokenLayout) -> None:
+    """Let the trace read the tokens, and what the constants among their summands take."""
+    trace = active()
+    if trace is None:
+        return
+    trace.tokens = TokenRecord(tokens, layout)
+    trace.absorb("class token", tokens, special)
+    if position is not None:
+        trace.absorb("position embedding", tokens, position)
