@@ -170,3 +170,16 @@ def test_curves_may_have_other_steps():
     assert measured.curves["flipping:mean/morf_logit"].shape == (2, 17)
     with pytest.raises(InputError, match="2 or more"):
         metrics_named(["flipping"], ("mean",), 1)
+
+
+def test_a_share_of_nothing_is_none():
+    model = small_vmamba(dtype=torch.float64)
+    x = images(2)
+    batch = PreparedBatch(model, Inference(model), x, torch.tensor([0, 1]), patch_size=8)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".head." in f".{name}":
+                value.zero_()
+    method = CompositeMethod()
+    values = metric_named("conservation")(batch, method, method(model, x, batch.target)).values
+    assert values["conservation/pixels"].isnan().all()

@@ -53,8 +53,8 @@ class Flipping:
         return (
             column_mean(self, "ΔA^F", "delta_logit", "higher"),
             column_mean(self, "SRG", "delta_probability", "higher"),
-            column_mean(self, "A MoRF", "morf_logit", "lower"),
-            column_mean(self, "A LeRF", "lerf_logit", "higher"),
+            column_mean(self, "A MoRF (logit)", "morf_logit", "lower"),
+            column_mean(self, "A LeRF (logit)", "lerf_logit", "higher"),
         )
 
     @property
@@ -91,7 +91,7 @@ class Insertion:
         """See `Metric`."""
         return (
             column_mean(self, "ΔA^I", "delta_logit", "higher"),
-            column_mean(self, "A MoRF", "morf_probability", "higher"),
+            column_mean(self, "A MoRF (probability)", "morf_probability", "higher"),
         )
 
     @property
