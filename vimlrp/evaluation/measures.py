@@ -1,7 +1,7 @@
 """What metrics have in common: a prepared batch, what is measured on it, what becomes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -69,6 +69,21 @@ class PreparedBatch:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def row(self, index: int) -> "PreparedBatch":
+        """A batch of one of the samples.
+
+        Args:
+            index: Which.
+        """
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            x=self.x[one],
+            target=self.target[one],
+            regions=None if self.regions is None else self.regions[one],
+            seeds=self.seeds[one],
+        )
 
     def canvas(self, protocol: str) -> Canvas:
         """The images under a replacement protocol, prepared once for all methods."""
