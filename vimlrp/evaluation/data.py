@@ -184,14 +184,14 @@ def _box(row: Mapping[str, str], name: str, line: int) -> tuple[Box | None, Prob
     detail = f"line {line}: {', '.join(given + frame)}"
     try:
         x0, y0, x1, y1 = map(float, given)
-        size = tuple(map(float, frame)) if any(frame) else None
+        size = (float(frame[0]), float(frame[1])) if any(frame) else None
     except ValueError:
         return None, Problem(name, "box is no numbers", detail)
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
         return None, Problem(name, "box is not finite", detail)
     if size is not None and not all(0 < side < math.inf for side in size):
         return None, Problem(name, "box on a picture without a size", detail)
-    return Box((x0, y0, x1, y1), size and (size[0], size[1])), None
+    return Box((x0, y0, x1, y1), size), None
 
 
 def _label(
