@@ -375,3 +375,12 @@ def test_another_function_under_a_name_is_another_method_and_a_lambda_always_is(
 def test_what_does_not_fit_is_found_beforehand(data, options, message):
     with pytest.raises(VimLRPError, match=message):
         plan(data, **options).check()
+
+
+def test_black_is_scored_against_the_folders_classes(data, tmp_path):
+    results = finish(plan(data, ("black",), methods={"exact": exact}), tmp_path / "out")
+    curve = results.methods["exact"].curves["black:pixels/positive_accuracy"]
+    labels = [sample.label for sample in data.samples]
+    right = results.classified["predicted"] == labels
+    assert (curve[:, 0] == right).all()
+    assert not right.all()

@@ -253,6 +253,7 @@ def _prepare(
         regions=read.regions.to(device) if plan.data.has_regions else None,
         seeds=first + torch.tensor(read.places),
         patch_size=plan.patch_size,
+        label=label,
     )
     arrays = {"predicted": predicted, "probability": probability, "target": target}
     return batch, Part(_arrays(arrays) | {"place": places}, read.problems, facts)
