@@ -168,3 +168,45 @@ def test_a_model_without_a_classifier_is_refused(tmp_path: Path, photos: Path) -
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 2
     assert "classifies nothing" in result.output
+
+
+def test_a_refused_command_leaves_the_folder_to_the_next(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    out, words = tmp_path / "out", ("--methods", "mambalrp", "--no-plots")
+    assert evaluate(checkpoint, photos, out, *words, "--metrics", "pointing").exit_code == 2
+    assert not out.exists()
+    assert evaluate(checkpoint, photos, out, *words, "--metrics", "complexity").exit_code == 0
+
+
+def test_an_output_that_is_a_file_is_refused(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("dear")
+    result = evaluate(checkpoint, photos, tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cannot hold an evaluation" in " ".join(result.output.split())
+    assert (tmp_path / "out").read_text() == "dear"
+
+
+def test_a_device_that_is_full_keeps_what_is_measured(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--metrics", "complexity", "--no-plots")
+    measure = running._measure
+    done: list[str] = []
+
+    def full(plan, name, batch, samples):
+        if len(done) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        done.append(name)
+        return measure(plan, name, batch, samples)
+
+    monkeypatch.setattr(running, "_measure", full)
+    result = evaluate(checkpoint, photos, tmp_path / "out", *words)
+    assert result.exit_code == 2
+    assert "--forward-size" in result.output
+    assert "--batch-size" in result.output
+    assert len(list((tmp_path / "out" / "parts").glob("*-*.npz"))) == 2
+    monkeypatch.undo()
+    assert evaluate(checkpoint, photos, tmp_path / "out", *words).exit_code == 0

@@ -126,3 +126,23 @@ def test_samples_are_drawn_evenly_with_their_problems(tmp_path):
     ]  # fmt: skip
     assert [p.sample for p in drawn.problems] == ["dragon/0.png", "dragon/2.png"]
     assert data.evenly(100) is data
+
+
+def test_boxes_without_a_size_or_an_end_are_listed(tmp_path):
+    file = table(
+        tmp_path,
+        "path,x0,y0,x1,y1,width,height",
+        "a.png,1,2,3,4,0,50",
+        "b.png,1,2,3,4,100,-1",
+        "c.png,1,2,3,4,inf,50",
+        "d.png,1,2,nan,4,,",
+        "e.png,1,2,3,inf,100,50",
+        "f.png,1,2,3,4,100,",
+    )
+    data = read_data(file, IMAGENETTE, 10)
+    size = "box on a picture without a size"
+    assert kinds(data) == [
+        ("a.png", size), ("b.png", size), ("c.png", size), ("d.png", "box is not finite"),
+        ("e.png", "box is not finite"), ("f.png", "box is no numbers"),
+    ]  # fmt: skip
+    assert not data.has_regions

@@ -23,6 +23,19 @@ def test_a_composite_is_a_method_of_its_name(vim, name):
     assert torch.allclose(maps, expected.float())
 
 
+def test_gradient_times_input_takes_a_model_that_has_no_rules():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 4, 4), torch.nn.PReLU(), torch.nn.Flatten(), torch.nn.Linear(256, 3)
+    ).double()
+    x, target = images(2), torch.tensor([0, 2])
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf).gather(1, target[:, None])
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    maps = method_named("gradient_x_input")(model, x, target)
+    assert torch.allclose(maps, (gradient * x).sum(1).float())
+    assert method_named("gradient_x_input") is METHODS["gradient_x_input"]
+
+
 def test_a_composite_of_ones_own_is_a_method_too(vim):
     x, target = images(1), torch.tensor([2])
     method = CompositeMethod({"base": "mambalrp", "projection": "gamma(0.1)"})

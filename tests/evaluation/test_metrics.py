@@ -170,3 +170,36 @@ def test_curves_may_have_other_steps():
     assert measured.curves["flipping:mean/morf_logit"].shape == (2, 17)
     with pytest.raises(InputError, match="2 or more"):
         metrics_named(["flipping"], ("mean",), 1)
+
+
+def test_a_share_of_nothing_is_none():
+    model = small_vmamba(dtype=torch.float64)
+    x = images(2)
+    batch = PreparedBatch(model, Inference(model), x, torch.tensor([0, 1]), patch_size=8)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".head." in f".{name}":
+                value.zero_()
+    method = CompositeMethod()
+    values = metric_named("conservation")(batch, method, method(model, x, batch.target)).values
+    assert values["conservation/pixels"].isnan().all()
+
+
+def test_black_counts_hits_of_the_label_where_there_is_one():
+    model, x = LinearModel(), images(3)
+    top = model(x).argmax(1)
+    label = torch.stack([top[0], (top[1] + 1) % 3, torch.tensor(-1)])  # right, wrong, not known
+    maps = exact(model, x, top)
+    inference, metric = Inference(model), metric_named("black")
+    found = metric(PreparedBatch(model, inference, x, top, label=label), exact, maps).curves
+    plain = metric(PreparedBatch(model, inference, x, top), exact, maps).curves
+    key = "black:pixels/positive_accuracy"
+    assert plain[key][:, 0].tolist() == [1, 1, 1]
+    assert found[key][:, 0].tolist() == [1, 0, 1]
+    assert torch.equal(found[key][[0, 2]], plain[key][[0, 2]])
+
+
+def test_labels_of_another_number_are_refused():
+    model, x = LinearModel(), images(2)
+    with pytest.raises(InputError, match="labels of shape"):
+        PreparedBatch(model, Inference(model), x, torch.tensor([0, 1]), label=torch.tensor([0]))

@@ -114,3 +114,23 @@ def test_a_sample_without_an_object_has_none_and_no_problem():
     found, problems = region()
     assert not found.any()
     assert not problems
+
+
+@pytest.mark.parametrize("background", [0, 255])
+def test_transparent_pixels_of_a_mask_are_background(tmp_path, background):
+    mask = np.full((40, 60, 4), background, np.uint8)
+    mask[..., 3] = 0
+    mask[10:20, 30:50] = 255
+    mask[10:12, 30:50, :3] = 0  # black is background, opaque or not
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    found, problems = region(mask=tmp_path / "mask.png")
+    expected = np.zeros((40, 60), bool)
+    expected[12:20, 30:50] = True
+    assert (found == expected).all()
+    assert not problems
+
+
+def test_a_mask_of_everything_is_used_and_listed(tmp_path):
+    found, problems = region(mask=mask_file(tmp_path, box=(0, 0, 60, 40)))
+    assert found.all()
+    assert kinds(problems) == ["mask covers everything"]

@@ -37,7 +37,9 @@ def results(count=4, methods=("one", "other"), problems=()):
 def test_a_table_has_a_row_a_method_with_arrows_intervals_and_gaps():
     text = reports.result_table(results())
     assert "linear, 4 of 4 samples, predicted class" in text
-    assert "| flipping:mean | ΔA^F ↑ | SRG ↑ | A MoRF ↓ | A LeRF ↑ | samples |" in text
+    assert (
+        "| flipping:mean | ΔA^F ↑ | SRG ↑ | A MoRF (logit) ↓ | A LeRF (logit) ↑ | samples |" in text
+    )
     row = next(line for line in text.splitlines() if line.startswith("| other | 1.6 ["))
     assert row.endswith("| 4 |")
     assert "| one | - | - | 0 |" in text
@@ -99,3 +101,26 @@ def test_curves_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(plots.MissingDependencyError, match=r"pip install 'vimlrp\[plot\]'"):
         plots.draw_curves(results(), tmp_path)
+
+
+def test_values_that_are_not_finite_are_written_as_what_they_are(tmp_path):
+    found = results()
+    values = found.methods["one"].values["flipping:mean/delta_logit"]
+    values[:] = [np.inf, -np.inf, np.nan, 1e300]
+    reports.write(found, tmp_path)
+    rows = [row for row in read(tmp_path / "samples.csv") if row["method"] == "one"]
+    written = [row["flipping:mean/delta_logit"] for row in rows]
+    assert written == ["inf", "-inf", "", "1e+300"]
+
+
+def test_areas_say_which_reading_they_are_of():
+    titles = [
+        statistic.name
+        for metric in metrics_named(["flipping", "insertion"], ("mean",))
+        for statistic in metric.statistics
+        if " A " in statistic.name
+    ]
+    assert titles == [
+        "flipping:mean A MoRF (logit)", "flipping:mean A LeRF (logit)",
+        "insertion:mean A MoRF (probability)",
+    ]  # fmt: skip

@@ -1,5 +1,7 @@
 import csv
+import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from evaluation_models import LinearModel, constant_map, exact, photo_folder, ra
 from helpers import small_vim
 from PIL import Image
 
-from vimlrp.errors import InputError
+from vimlrp.baselines import METHODS as METHODS_BY_NAME
+from vimlrp.baselines.contract import Method as Registered
+from vimlrp.errors import InputError, VimLRPError
 from vimlrp.evaluation import (
     CompositeMethod,
     DataSet,
@@ -19,6 +23,7 @@ from vimlrp.evaluation import (
     read_data,
     reports,
     run,
+    running,
 )
 from vimlrp.evaluation.data import Problem
 
@@ -88,6 +93,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_tables(data, tmp_path, af
         finish(plan(data), tmp_path / "parts", progress=interrupt_after(after))
     explained = []
 
+    @functools.wraps(exact)  # or it would be another method
     def counting(model, x, target):
         explained.append(len(x))
         return exact(model, x, target)
@@ -103,6 +109,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_tables(data, tmp_path, af
 def test_a_finished_evaluation_runs_nothing_again(data, tmp_path):
     finish(plan(data), tmp_path / "out")
 
+    @functools.wraps(exact)
     def never(model, x, target):
         raise AssertionError
 
@@ -256,3 +263,124 @@ def test_a_composite_changed_under_its_name_is_measured_again(data, tmp_path):
     assert not np.allclose(found[0], found[1])
     assert np.array_equal(found[0], found[2])
     assert len(list((tmp_path / "o" / "parts").glob("*-mine-*.npz"))) == 6
+
+
+def refusing(function, places):
+    """A registered method whose map of some pictures is not finite; it is given them in order."""
+    seen = []
+
+    def maps(model, x, target):
+        found = function(model, x, target)
+        for row, picture in enumerate(x):
+            key = round(float(picture.sum()), 4)
+            if key not in seen:
+                seen.append(key)
+            if seen.index(key) in places:
+                found[row, 0, 0] = torch.nan
+        return found
+
+    return Registered("refusing", maps, "none", METHODS_BY_NAME["gradient"].models, 1, 1)
+
+
+def test_a_registered_method_that_refuses_one_picture_keeps_the_others(data, tmp_path):
+    methods = {"refusing": refusing(exact, {1, 4}), "exact": exact}
+    results = finish(plan(data, methods=methods), tmp_path / "out")
+    names = [sample.name for sample in data.samples]
+    assert [(p.sample, p.kind, p.method) for p in results.problems] == [
+        (names[i], "no map", "refusing") for i in (1, 4)
+    ]
+    assert all("NaN" in problem.detail for problem in results.problems)
+    found, whole = (results.methods[name] for name in methods)
+    assert found.images == 4
+    for kind in ("values", "curves"):
+        for key, values in getattr(whole, kind).items():
+            expected = values.copy()
+            expected[[1, 4]] = np.nan
+            assert np.allclose(getattr(found, kind)[key], expected, equal_nan=True)
+
+
+def test_a_method_that_refuses_every_picture_has_a_row_without_values(data, tmp_path):
+    methods = {"refusing": refusing(exact, set(range(6)))}
+    results = finish(plan(data, methods=methods), tmp_path / "out")
+    assert len(results.problems) == 6
+    assert "| refusing | - | - |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_pictures_repaired_between_two_runs_move_no_rows(tmp_path):
+    good = photo_folder(tmp_path / "data", 4, ("0",))
+    kept = good[0].read_bytes()
+    read = read_data(tmp_path / "data", None, 3)
+    whole = finish(plan(read, batch_size=4), tmp_path / "whole")
+    plans = plan(read, batch_size=4)
+    store = Store(tmp_path / "out", plans.settings())
+    run(replace(plans, methods={"exact": exact}), store)
+    good[0].write_text("no picture")
+    run(replace(plans, methods=METHODS), store)
+    good[0].write_bytes(kept)
+    results = collect(plans, store)
+    expected = whole.methods["random"].values["complexity/gini"].copy()
+    expected[0] = np.nan
+    found = results.methods["random"].values["complexity/gini"]
+    assert np.array_equal(found, expected, equal_nan=True)
+
+
+def test_a_picture_of_the_same_size_and_other_content_is_other_data(data, tmp_path):
+    finish(plan(data), tmp_path / "out")
+    file = data.samples[0].path
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"other settings \(data_sha256\)"):
+        finish(plan(data), tmp_path / "out")
+
+
+def test_other_preprocessing_and_another_version_are_other_settings(data, tmp_path, monkeypatch):
+    finish(plan(data), tmp_path / "out")
+    other = LinearModel()
+    other.pretrained_cfg["crop_pct"] = 0.5
+    with pytest.raises(InputError, match=r"other settings \(preprocessing\)"):
+        finish(plan(data, model=other), tmp_path / "out")
+    monkeypatch.setattr(running, "version", lambda _: "0.0.0")
+    with pytest.raises(InputError, match=r"other settings \(vimlrp\)"):
+        finish(plan(data), tmp_path / "out")
+
+
+def test_another_function_under_a_name_is_another_method_and_a_lambda_always_is(data):
+    def key(method):
+        return plan(data, methods={"mine": method}).key_of("mine")
+
+    def nameless():
+        return lambda model, x, target: exact(model, x, target)
+
+    assert key(exact) == key(exact)
+    assert key(exact) != key(random_map)
+    assert key(METHODS_BY_NAME["gradient"]) == key(METHODS_BY_NAME["gradient"])
+    assert key(METHODS_BY_NAME["gradient"]) != key(METHODS_BY_NAME["saliency"])
+    one = nameless()
+    assert key(one) != key(one)
+    assert key(functools.partial(exact)) != key(functools.partial(exact))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": {"cam": METHODS_BY_NAME["raw_attention"]}}, "raw_attention takes"),
+        ({"methods": {"lrp": CompositeMethod()}}, "LinearModel"),
+        ({"metrics": ("pointing",)}, "boxes or masks"),
+        ({"metrics": ("flipping:zero_token",)}, "tokens"),
+        ({"patch_size": 7}, "do not cover"),
+        ({"metrics": ("black:patches",), "patch_size": 7}, "do not cover"),
+    ],
+)
+def test_what_does_not_fit_is_found_beforehand(data, options, message):
+    with pytest.raises(VimLRPError, match=message):
+        plan(data, **options).check()
+
+
+def test_black_is_scored_against_the_folders_classes(data, tmp_path):
+    results = finish(plan(data, ("black",), methods={"exact": exact}), tmp_path / "out")
+    curve = results.methods["exact"].curves["black:pixels/positive_accuracy"]
+    labels = [sample.label for sample in data.samples]
+    right = results.classified["predicted"] == labels
+    assert (curve[:, 0] == right).all()
+    assert not right.all()

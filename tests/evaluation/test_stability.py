@@ -48,3 +48,11 @@ def test_no_noise_is_refused(options):
     model, x = LinearModel(), images(3)
     with pytest.raises(InputError, match="above 0"):
         sensitivity(exact, model, x, TARGET, exact(model, x, TARGET), **options)
+
+
+def test_a_map_of_zeros_has_no_relative_change():
+    model, x = LinearModel(), images(3)
+    maps = exact(model, x, TARGET)
+    maps[1] = 0
+    for change in sensitivity(exact, model, x, TARGET, maps):
+        assert change.isnan().tolist() == [False, True, False]

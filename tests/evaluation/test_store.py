@@ -40,6 +40,7 @@ def test_a_folder_of_somebody_elses_is_refused(tmp_path):
 
 
 def test_unreadable_settings_are_other_settings(tmp_path):
+    Store(tmp_path, SETTINGS)[0, "m"] = PART
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         Store(tmp_path, SETTINGS)
@@ -56,3 +57,28 @@ def test_a_damaged_part_is_named(tmp_path, damage):
         file.write_bytes(damage)
     with pytest.raises(InputError, match=r"00000-m\.npz is damaged"):
         store[0, "m"]
+
+
+def test_a_folder_without_parts_of_methods_gives_way(tmp_path):
+    Store(tmp_path, SETTINGS)[0, ""] = PART
+    other = Store(tmp_path, {**SETTINGS, "model": "b"})
+    assert (0, "") not in other
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("dear")
+    for folder in ("file", "file/below"):
+        with pytest.raises(InputError, match="cannot hold an evaluation"):
+            Store(tmp_path / folder, SETTINGS)
+
+
+def test_parts_that_cannot_be_removed_are_no_loss_in_silence(tmp_path, monkeypatch):
+    Store(tmp_path, SETTINGS)[0, "m"] = PART
+
+    def refuse(path):
+        raise PermissionError(13, "not allowed")
+
+    monkeypatch.setattr("vimlrp.evaluation.store.shutil.rmtree", refuse)
+    with pytest.raises(InputError, match="not allowed"):
+        Store(tmp_path, {**SETTINGS, "model": "b"}, overwrite=True)
+    assert (0, "m") in Store(tmp_path, SETTINGS)

@@ -63,6 +63,20 @@ class Method:
         """Whether the method can explain a model."""
         return self.models.accepts(model)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that the method cannot explain.
+
+        Args:
+            model: A classifier.
+
+        Raises:
+            UnsupportedModelError: If it is none of `models`.
+        """
+        if not self.supports(model):
+            raise UnsupportedModelError(
+                f"{self.name} takes {self.models.text}, and was given a {type(model).__name__}"
+            )
+
     def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Explain one class of every image.
 
@@ -84,10 +98,7 @@ class Method:
         """
         check_tensor(x, model)
         _check_target(target, x)
-        if not self.supports(model):
-            raise UnsupportedModelError(
-                f"{self.name} takes {self.models.text}, and was given a {type(model).__name__}"
-            )
+        self.check(model)
         # Out of the user's inference mode, whose tensors no later gradient could use.
         with torch.inference_mode(False):
             maps = self.function(model, x.detach().clone(), target.detach().clone())

@@ -130,12 +130,21 @@ def command(
             dtype=_DTYPES[precision],
             patch_size=patch_size,
         )
+        plan.check()
         store = Store(out, plan.settings(), overwrite=overwrite)
         results = _run(plan, store, console)
         files = reports.write(results, out, command=shlex.join(sys.argv))
         files += plots.draw_curves(results, out / "curves") if draw else []
     except VimLRPError as error:
         raise UsageError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"the device has too little memory ({str(error).partition('.')[0]}): the same command "
+            "with a smaller --forward-size goes on from what is measured; a smaller --batch-size "
+            "needs another folder or --overwrite"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written to ({error}); what is measured stays") from error
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command goes on from what {out} holds")
         raise click.exceptions.Exit(130) from None

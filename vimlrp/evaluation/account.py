@@ -25,7 +25,7 @@ class Conservation:
     Source: conservation of LRP (Bach et al., PLoS ONE 2015); `residue` is |what no part of the
     account explains| over the sum of its parts' sizes, lower is better. `pixels` has no direction:
     what biases, class token and position embedding receive is in order. Methods that are no
-    composites have neither.
+    composites have neither, nor has a sample what would be divided by zero.
     """
 
     name: str = "conservation"
@@ -48,6 +48,11 @@ class Conservation:
         sizes = torch.stack([part.abs() for part in account.parts.values()]).sum(0)
         return columns(
             self.name,
-            residue=account.residue.abs() / sizes,
-            pixels=account.parts["pixels"] / account.target,
+            residue=_ratio(account.residue.abs(), sizes),
+            pixels=_ratio(account.parts["pixels"], account.target),
         )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """A share, (B,); NaN where there is nothing to have a share of."""
+    return torch.where(whole == 0, torch.nan, part / whole)

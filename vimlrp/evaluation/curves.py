@@ -154,19 +154,20 @@ def black_accuracy(
     target: Tensor,
     shares: Sequence[float] = _BLACK_SHARES,
 ) -> tuple[Tensor, Tensor]:
-    """Whether the target stays the top class while pixels turn black.
+    """Whether a class is the top class while pixels turn black.
 
     Source: Chefer et al., CVPR 2021, and Ali et al. (The Hidden Attention of Mamba Models), 2024.
     Single pixels are removed, 10 to 90 %, and not patches. Positive perturbation removes the
-    highest scores first (lower is better), negative the lowest first (higher is better). The
-    papers' number is 100 times the area under the mean curve over 0 to 0.9, the accuracy on whole
-    images included; see `area`.
+    highest scores first (lower is better), negative the lowest first (higher is better). Hits
+    count against the label there, whichever class the map explains. How the area under the
+    curve was computed for the published numbers is not known, so that 100 times that by `area`,
+    over 0 to 0.9 with the whole images included, may differ from them.
 
     Args:
         inference: Of the model.
         x: Preprocessed images, (B, 3, H, W).
         maps: Signed maps, (B, H, W).
-        target: Classes, (B,): the predicted ones, or the labels.
+        target: Classes to hit, (B,): the labels, or the explained classes where there are none.
         shares: Of pixels removed, within 0 to 1.
 
     Returns:

@@ -4,10 +4,11 @@ A CSV file has a header and a row a picture, or a row a box. Columns: `path` (of
 relative to the file), and where known `label` (index, name or WordNet id of its class), `x0`, `y0`,
 `x1`, `y1` (a box in pixels of the picture, from its upper left corner), `width` and `height` (the
 size of the picture that the box was drawn on, where it differs from the file's), and `mask` (path
-of a picture whose pixels other than black are the object). Further columns are left alone.
+of a picture whose opaque pixels other than black are the object). Further columns are left alone.
 """
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -180,13 +181,17 @@ def _box(row: Mapping[str, str], name: str, line: int) -> tuple[Box | None, Prob
     if not any(given):
         return None, None
     frame = [row.get(key, "") for key in ("width", "height")]
+    detail = f"line {line}: {', '.join(given + frame)}"
     try:
         x0, y0, x1, y1 = map(float, given)
-        width, height = (float(value or "nan") for value in frame)
+        size = (float(frame[0]), float(frame[1])) if any(frame) else None
     except ValueError:
-        detail = f"line {line}: {', '.join(given + frame)}"
         return None, Problem(name, "box is no numbers", detail)
-    return Box((x0, y0, x1, y1), (width, height) if all(frame) else None), None
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        return None, Problem(name, "box is not finite", detail)
+    if size is not None and not all(0 < side < math.inf for side in size):
+        return None, Problem(name, "box on a picture without a size", detail)
+    return Box((x0, y0, x1, y1), size), None
 
 
 def _label(

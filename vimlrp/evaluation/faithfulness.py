@@ -53,8 +53,8 @@ class Flipping:
         return (
             column_mean(self, "ΔA^F", "delta_logit", "higher"),
             column_mean(self, "SRG", "delta_probability", "higher"),
-            column_mean(self, "A MoRF", "morf_logit", "lower"),
-            column_mean(self, "A LeRF", "lerf_logit", "higher"),
+            column_mean(self, "A MoRF (logit)", "morf_logit", "lower"),
+            column_mean(self, "A LeRF (logit)", "lerf_logit", "higher"),
         )
 
     @property
@@ -91,7 +91,7 @@ class Insertion:
         """See `Metric`."""
         return (
             column_mean(self, "ΔA^I", "delta_logit", "higher"),
-            column_mean(self, "A MoRF", "morf_probability", "higher"),
+            column_mean(self, "A MoRF (probability)", "morf_probability", "higher"),
         )
 
     @property
@@ -111,7 +111,8 @@ class Insertion:
 class Black:
     """The area, in percent, under the accuracy while 10 to 90 % of the pixels turn black.
 
-    Columns: `positive`, `negative`.
+    Accuracy is that of the true class, whichever class the map explains; of the explained class
+    where a sample has no label. Columns: `positive`, `negative`.
 
     Args:
         level: "pixels" orders pixels by the map as it is, "patches" by the map summed over patches
@@ -143,7 +144,7 @@ class Black:
         """See `Metric`."""
         if self.level == "patches":
             maps = smoothed(maps, batch.patch_size or patch_size_of(batch.model))
-        hits = black_accuracy(batch.inference, batch.x, maps, batch.target, self.shares)
+        hits = black_accuracy(batch.inference, batch.x, maps, batch.true_class(), self.shares)
         shares = torch.tensor(self.shares, device=maps.device)
         signed = dict(zip(("positive", "negative"), hits, strict=True))
         areas = {f"{self.name}/{sign}": 100 * area(hit, shares) for sign, hit in signed.items()}

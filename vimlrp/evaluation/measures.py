@@ -1,7 +1,7 @@
 """What metrics have in common: a prepared batch, what is measured on it, what becomes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -43,6 +43,7 @@ class PreparedBatch:
         regions: Where the object is, (B, H, W) of bool, or None where the data do not say.
         seeds: A number for each sample, (B,) int64 on the CPU: its place in the data set.
         patch_size: Side of the patches that are removed; None for the model's own.
+        label: The true class of each, (B,), -1 where it is not known; None if none is.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class PreparedBatch:
     regions: Tensor | None = None
     seeds: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     patch_size: int | None = None
+    label: Tensor | None = None
     _canvases: dict[str, Canvas] = field(default_factory=dict, init=False, repr=False)
     _curves: dict[tuple[str, int], tuple[Curves, Curves]] = field(
         default_factory=dict, init=False, repr=False
@@ -66,9 +68,36 @@ class PreparedBatch:
                 f"targets of shape {tuple(self.target.shape)} were given for {len(self.x)} images; "
                 "give one each"
             )
+        if self.label is not None and self.label.shape != self.target.shape:
+            raise InputError(
+                f"labels of shape {tuple(self.label.shape)} were given for {len(self.x)} images; "
+                "give one each, -1 where it is not known"
+            )
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def true_class(self) -> Tensor:
+        """The label of each sample, or its target where there is no label, (B,)."""
+        if self.label is None:
+            return self.target
+        return torch.where(self.label >= 0, self.label, self.target)
+
+    def row(self, index: int) -> "PreparedBatch":
+        """A batch of one of the samples.
+
+        Args:
+            index: Which.
+        """
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            x=self.x[one],
+            target=self.target[one],
+            regions=None if self.regions is None else self.regions[one],
+            seeds=self.seeds[one],
+            label=None if self.label is None else self.label[one],
+        )
 
     def canvas(self, protocol: str) -> Canvas:
         """The images under a replacement protocol, prepared once for all methods."""

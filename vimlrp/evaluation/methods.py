@@ -16,6 +16,10 @@ Method = Function
 maps (B, H, W) in float32: positive where a pixel speaks for the class."""
 
 
+_PLAIN = ("gradient_x_input",)
+"""Composites whose maps any model has, by automatic differentiation and without rules."""
+
+
 def method_names() -> tuple[str, ...]:
     """The names that `method_named` takes."""
     return tuple(dict.fromkeys([*COMPOSITES, *METHODS]))
@@ -24,13 +28,16 @@ def method_names() -> tuple[str, ...]:
 def method_named(name: str) -> Method:
     """A method by its name.
 
+    "gradient_x_input" is the baseline, which takes any model; for its account, take
+    `CompositeMethod("gradient_x_input")`.
+
     Args:
         name: Of a composite (`vimlrp.COMPOSITES`) or of a baseline (`vimlrp.baselines.METHODS`).
 
     Raises:
         InputError: If there is no such method.
     """
-    return CompositeMethod(name) if name in COMPOSITES else method(name)
+    return CompositeMethod(name) if name in COMPOSITES and name not in _PLAIN else method(name)
 
 
 def explained_by(method: Method, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Boxes and masks in the geometry of the model's input."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Box, Problem, Sample
@@ -51,6 +53,7 @@ def region_of(
     return region, problems
 
 
+_FULL_MASK = "mask covers everything"
 _OUTSIDE, _EMPTY_BOX, _EMPTY_MASK = "box outside the picture", "empty box", "empty mask"
 _UNREADABLE, _MISFIT = "mask cannot be read", "mask of another shape"
 _LOST = {_OUTSIDE, _EMPTY_BOX, _EMPTY_MASK, _UNREADABLE, _MISFIT}
@@ -87,7 +90,7 @@ def _mask(sample: Sample, photo: Photo) -> tuple[NDArray[np.bool_], list[Problem
     if sample.mask is None:
         return nothing, []
     try:
-        mask = np.asarray(read_photo(sample.mask).pixels.any(axis=2))
+        mask = _object_pixels(sample.mask)
     except InputError as error:
         return nothing, [Problem(sample.name, _UNREADABLE, str(error))]
     aspects = [shape[1] / shape[0] for shape in (mask.shape, photo.size)]
@@ -96,7 +99,17 @@ def _mask(sample: Sample, photo: Photo) -> tuple[NDArray[np.bool_], list[Problem
         return nothing, [Problem(sample.name, _MISFIT, f"mask and picture are {sizes}")]
     if not mask.any():
         return nothing, [Problem(sample.name, _EMPTY_MASK, str(sample.mask.name))]
-    return mask, []
+    return mask, [Problem(sample.name, _FULL_MASK, str(sample.mask.name))] if mask.all() else []
+
+
+def _object_pixels(path: Path) -> NDArray[np.bool_]:
+    """Pixels that are neither black nor transparent, (H, W)."""
+    pixels = read_photo(path).pixels  # says what is wrong with a file
+    with Image.open(path) as image:
+        if not image.has_transparency_data:
+            return np.asarray(pixels.any(axis=2))
+        colours = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+    return np.asarray(colours[..., :3].any(axis=2) & (colours[..., 3] > 0))
 
 
 def _look_up(

@@ -168,7 +168,8 @@ def _problem_rows(results: Results) -> Iterator[list[Any]]:
 def _number(value: float) -> str:
     if math.isnan(value):
         return ""
-    return str(int(value)) if value == int(value) and abs(value) < 2**53 else f"{value:.9g}"
+    whole = math.isfinite(value) and value == int(value) and abs(value) < 2**53
+    return str(int(value)) if whole else f"{value:.9g}"
 
 
 def _csv(rows: Iterable[Sequence[Any]]) -> str:

@@ -85,38 +85,38 @@ def collect(plan: Plan, store: Store) -> Results:
     count = len(plan.data.samples)
     classified: _Columns = {}
     problems = list(plan.data.problems)
-    places = []
     for i, (first, _) in enumerate(plan.batches()):
         part = store[i, ""]
         place = first + part.arrays["place"].astype(int)
-        places.append(place)
         problems += part.problems
         _put(classified, {k: v for k, v in part.arrays.items() if k != "place"}, place, count)
     for key in ("predicted", "probability", "target"):
         classified.setdefault(key, np.full(count, np.nan))
     methods = {}
     for name in plan.methods:
-        methods[name], found = _method(plan.key_of(name), store, places, count)
+        methods[name], found = _method(plan, name, store)
         problems += found
     rank = {sample.name: i for i, sample in enumerate(plan.data.samples)}
     problems.sort(key=lambda p: (rank.get(p.sample, -1), p.method, p.kind))
     return Results(plan, classified, methods, tuple(problems))
 
 
-def _method(
-    key: str, store: Store, places: list[NDArray[np.intp]], count: int
-) -> tuple[MethodResult, list[Problem]]:
+def _method(plan: Plan, name: str, store: Store) -> tuple[MethodResult, list[Problem]]:
+    count = len(plan.data.samples)
     values: _Columns = {}
     curves: _Columns = {}
     problems: list[Problem] = []
     facts: list[Mapping[str, float]] = []
-    for i, place in enumerate(places):
-        part = store[i, key]
+    for i, (first, _) in enumerate(plan.batches()):
+        part = store[i, plan.key_of(name)]
+        place = first + part.arrays["place"].astype(int)
         problems += part.problems
         facts.append(part.facts)
         for prefix, columns in (("value ", values), ("curve ", curves)):
             own = {k[len(prefix) :]: v for k, v in part.arrays.items() if k.startswith(prefix)}
             _put(columns, own, place, count)
+    for column in _columns_of(plan):  # no part has one if no sample could be explained
+        values.setdefault(column, np.full(count, np.nan))
     result = MethodResult(
         values,
         curves,
@@ -126,6 +126,12 @@ def _method(
         peak_bytes=max((fact.get("bytes", np.nan) for fact in facts), default=np.nan),
     )
     return result, problems
+
+
+def _columns_of(plan: Plan) -> list[str]:
+    statistics = [one for metric in plan.metrics for one in metric.statistics]
+    pairs = [column for one in statistics for pair in one.pairs for column in pair]
+    return [column for column in pairs if column is not None]
 
 
 def _put(

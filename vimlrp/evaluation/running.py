@@ -1,11 +1,11 @@
 """The loop of an evaluation: batches by methods by metrics, from where it was interrupted."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimlrp.errors import InputError
+from vimlrp.evaluation.checks import check_methods, check_metrics
 from vimlrp.evaluation.data import DataSet, Problem, Sample
+from vimlrp.evaluation.fingerprints import data_hash, method_hashes, weights_hash
 from vimlrp.evaluation.measures import Metric, PreparedBatch
-from vimlrp.evaluation.methods import CompositeMethod, Method, explained_by
+from vimlrp.evaluation.methods import Method, explained_by
 from vimlrp.evaluation.regions import region_of
 from vimlrp.evaluation.store import Part, Store
-from vimlrp.files import sha256_of
 from vimlrp.inference import Inference
 from vimlrp.inputs import device_and_dtype, preprocessing_of
 from vimlrp.photos import read_photo
@@ -81,23 +82,42 @@ class Plan:
     def key_of(self, name: str) -> str:
         """What a method's parts are kept under: its name and a hash of what it does.
 
-        A composite that was changed under the same name is another method.
+        A composite that was changed under the same name is another method, and so is another
+        function.
 
         Args:
             name: Of the method, or empty for what does not depend on one.
         """
-        if not name:
-            return ""
-        method = self.methods[name]
-        what = str(method.composite) if isinstance(method, CompositeMethod) else ""
-        return f"{name}-{sha256_of(f'{name}/{what}'.encode())[:8]}"
+        return f"{name}-{self._method_hashes[name]}" if name else ""
+
+    @cached_property
+    def _method_hashes(self) -> Mapping[str, str]:
+        return method_hashes(self.methods)
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        """Of the weights and of the data."""
+        return weights_hash(self.model), data_hash(self.data)
+
+    def check(self) -> None:
+        """Check that methods and metrics fit the model and the data, before a folder is made.
+
+        Raises:
+            InputError: If a metric cannot be measured on this model or these data.
+            UnsupportedModelError: If a method does not take the model.
+            CompositeError: If a composite has no rule for a part of it.
+        """
+        check_metrics(self.metrics, self.model, self.data, self.patch_size)
+        check_methods(self.methods.values(), self.model)
 
     def settings(self) -> dict[str, Any]:
         """All that a part depends on, except its method."""
         return {
             "model": self.model_name,
-            "weights_sha256": _weights_hash(self.model),
-            "data_sha256": _data_hash(self.data),
+            "vimlrp": version("vimlrp"),
+            "weights_sha256": self._hashes[0],
+            "preprocessing": asdict(preprocessing_of(self.model)),
+            "data_sha256": self._hashes[1],
             "samples": len(self.data.samples),
             "metrics": [repr(metric) for metric in self.metrics],
             "target": self.target,
@@ -119,6 +139,7 @@ def run(plan: Plan, store: Store, progress: Progress | None = None) -> None:
         InputError: If a metric cannot be measured on this model or these data.
         UnsupportedModelError: If a method does not take the model.
     """
+    plan.check()
     tell = progress or (lambda *_: None)
     inference = Inference(plan.model, dtype=plan.dtype, batch_size=plan.forward_size)
     batches = plan.batches()
@@ -138,7 +159,7 @@ def run(plan: Plan, store: Store, progress: Progress | None = None) -> None:
         for name in missing[i]:
             if name:
                 tell(done, total, f"batch {i + 1} of {len(batches)}: {name}")
-                store[i, plan.key_of(name)] = _measure(plan, name, batch, read.names)
+                store[i, plan.key_of(name)] = _measure(plan, name, batch, read)
                 done += 1
     tell(done, total, "done")
 
@@ -232,15 +253,46 @@ def _prepare(
         regions=read.regions.to(device) if plan.data.has_regions else None,
         seeds=first + torch.tensor(read.places),
         patch_size=plan.patch_size,
+        label=label,
     )
     arrays = {"predicted": predicted, "probability": probability, "target": target}
     return batch, Part(_arrays(arrays) | {"place": places}, read.problems, facts)
 
 
-def _measure(plan: Plan, name: str, batch: PreparedBatch | None, samples: Sequence[str]) -> Part:
-    """All metrics of one method on one batch."""
+def _measure(plan: Plan, name: str, batch: PreparedBatch | None, read: _Read) -> Part:
+    """All metrics of one method on one batch; sample by sample where the whole is refused."""
     if batch is None:
-        return Part({})
+        return Part({"place": np.zeros(0)})
+    try:
+        return _measured(plan, name, batch, read.places, read.names)
+    except InputError as error:
+        if len(batch) == 1:
+            return Part(
+                {"place": np.zeros(0)}, [Problem(read.names[0], "no map", str(error), name)]
+            )
+    parts = [
+        _measure(plan, name, batch.row(i), replace(read, places=[place], samples=[sample]))
+        for i, (place, sample) in enumerate(zip(read.places, read.samples, strict=True))
+    ]
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """Parts of single samples as one."""
+    full = [part.arrays for part in parts if len(part.arrays["place"])]
+    keys = full[0] if full else ("place",)
+    arrays = {key: np.concatenate([a[key] for a in full or [{key: np.zeros(0)}]]) for key in keys}
+    facts: dict[str, float] = {}
+    for part in parts:
+        for key, fact in part.facts.items():
+            known = facts.get(key, 0.0)
+            facts[key] = max(known, fact) if key == "bytes" else known + fact
+    return Part(arrays, [problem for part in parts for problem in part.problems], facts)
+
+
+def _measured(
+    plan: Plan, name: str, batch: PreparedBatch, places: Sequence[int], samples: Sequence[str]
+) -> Part:
     method = plan.methods[name]
     maps, cost = _timed(lambda: explained_by(method, plan.model, batch.x, batch.target), batch.x)
     arrays: dict[str, NDArray[np.float64]] = {}
@@ -253,6 +305,7 @@ def _measure(plan: Plan, name: str, batch: PreparedBatch | None, samples: Sequen
     broken = ~maps.isfinite().flatten(1).all(1).cpu().numpy()
     for values in arrays.values():  # no order can be read off such a map
         values[broken] = np.nan
+    arrays["place"] = np.array(places, dtype=np.float64)
     return Part(arrays, _map_problems(maps, name, samples), cost)
 
 
@@ -287,28 +340,3 @@ def _timed(call: Callable[[], Tensor], x: Tensor) -> tuple[Tensor, dict[str, flo
 
 def _arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
     return {key: value.detach().double().cpu().numpy() for key, value in values.items()}
-
-
-def _weights_hash(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _data_hash(data: DataSet) -> str:
-    digest = hashlib.sha256()
-    for sample in data.samples:
-        known = asdict(sample) | {"path": "", "mask": str(sample.mask or "")}
-        digest.update(repr(sorted(known.items())).encode())
-        for path in (sample.path, sample.mask):
-            digest.update(str(_size(path)).encode())
-    return digest.hexdigest()
-
-
-def _size(path: Path | None) -> int:
-    try:
-        return path.stat().st_size if path is not None else -1
-    except OSError:
-        return -1

@@ -55,6 +55,7 @@ def sensitivity(
         raise InputError(f"draws is {draws} and radius {radius}; give both above 0")
     seeds = torch.arange(len(x)) if seeds is None else seeds
     scale = maps.flatten(1).double().norm(dim=1)
+    scale[scale == 0] = torch.nan  # no change is relative to nothing
     changes = []
     for draw in range(draws):
         noisy = x + radius * noise_like(x, seeds * draws + draw)

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class Store:
         overwrite: Remove parts of other settings instead of refusing them.
 
     Raises:
-        InputError: If the folder holds parts of other settings, or something else.
+        InputError: If the folder holds parts of other settings, or something else, or cannot be
+            written to.
     """
 
     def __init__(
@@ -58,6 +60,15 @@ class Store:
         self.folder = Path(folder)
         text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         known = self.folder / _SETTINGS
+        try:
+            self._claim(known, settings, text, overwrite)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} cannot hold an evaluation ({error}): give a folder that can be "
+                "written to"
+            ) from error
+
+    def _claim(self, known: Path, settings: Mapping[str, Any], text: str, overwrite: bool) -> None:
         if known.is_file() and known.read_text(encoding="utf-8") != text:
             self._give_way(known, settings, overwrite)
         elif not known.is_file() and self.folder.exists() and any(self.folder.iterdir()):
@@ -96,12 +107,14 @@ class Store:
         return self.folder / "parts" / f"{distinct_names([name])[0]}.npz"
 
     def _give_way(self, known: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
-        if not overwrite:
+        # Parts with no method's name hold nothing that took long.
+        if not overwrite and any(self.folder.glob("parts/*-*.npz")):
             raise InputError(
                 f"{self.folder} holds an evaluation with other settings "
                 f"({_difference(known, settings)}): give another folder, or overwrite it"
             )
-        shutil.rmtree(self.folder / "parts", ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.folder / "parts")
 
 
 _ABOUT = "about"
