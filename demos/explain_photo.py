@@ -40,6 +40,8 @@ def compare(models: Mapping[str, nn.Module], photo: Path) -> None:
 
 def main(photos: Sequence[Path]) -> None:
     """Explain all photos that can be read; exit with 1 if one cannot."""
+    if len({photo.stem for photo in photos}) < len(photos):
+        sys.exit("two photos have one name, and would be written to one folder: explain each apart")
     models = {name: timm.create_model(name, pretrained=True) for name in MODELS}
     failed = False
     for photo in photos:

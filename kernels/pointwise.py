@@ -81,6 +81,8 @@ def _is_dense(first: Tensor, *others: Tensor) -> bool:
     tensors = (first, *others)
     if torch.compiler.is_compiling() or any(x.dtype != torch.float32 for x in tensors):
         return False
+    if not first.numel():
+        return False
     if any(x.shape != first.shape or x.stride() != first.stride() for x in others):
         return False
     return _with_channels_last(first).is_contiguous()

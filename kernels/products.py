@@ -43,7 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     tensors = (x, weight) if bias is None else (x, weight, bias)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     multiply = _operator()
-    if wanted or multiply is None or not is_fast(*tensors):
+    if wanted or multiply is None or not (_fit(*tensors) and is_fast(*tensors)):
         return F.linear(x, weight, bias)
     # The operator reads a bias as if its elements were neighbours.
     bias = None if bias is None else bias.contiguous()
@@ -66,11 +66,12 @@ def input_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """
     constants = (weight,) if bias is None else (weight, bias)
     wanted = torch.is_grad_enabled() and x.requires_grad
-    fast = is_fast(x, *constants) or _is_split(x, *constants)
+    fast = _fit(x, *constants) and (is_fast(x, *constants) or _is_split(x, *constants))
     if not wanted or any(t.requires_grad for t in constants) or not fast:
         return linear(x, weight, bias)
-    out: Tensor = _Linear.apply(x, weight, bias)
-    return out
+    # As rows, so that what comes out is an ordinary view, which a caller may change in place.
+    out: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)
+    return out.unflatten(0, x.shape[:-1])
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def product(
 
     Returns:
         The product, (..., D), in the dtype of x. In float32 its relative error is of the order of
-        1e-7, whoever computes it.
+        1e-7, whoever computes it; three products make NaN of infinite values.
 
     Raises:
         KernelError: If the backend does not exist or cannot take the call.
@@ -101,7 +102,10 @@ def product(
             f"The triton backend of products takes float32 alone, and was given {x.dtype} and "
             f"{weight.dtype}: convert both, or take 'auto'."
         )
-    if backend == "auto" and not _is_split(*tensors):
+    if backend == "triton" and not _fit(*tensors):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise KernelError(f"x, weight and bias are {shapes}; give (..., C), (D, C) and (D,).")
+    if backend == "auto" and not (_fit(*tensors) and _is_split(*tensors)):
         return linear(x, weight, bias)
     # Imported at first use: Triton is absent on most machines without a GPU.
     from vimlrp.kernels import products_triton
@@ -111,7 +115,7 @@ def product(
 
 def product_each(x: Tensor, weight: Tensor) -> Tensor:
     """`product` of K pairs of matrices: (K, M, C) and (K, D, C) to (K, M, D)."""
-    if len(x) and _is_split(x[0], weight[0]):
+    if len(x) and _fit(x[0], weight[0]) and _is_split(x[0], weight[0]):
         return torch.stack([product(*pair) for pair in zip(x, weight, strict=True)])
     return torch.bmm(x, weight.transpose(1, 2))
 
@@ -151,6 +155,13 @@ def is_fast(x: Tensor, *others: Tensor) -> bool:
     return bool(torch.backends.mkldnn.enabled) and _operator() is not None
 
 
+def _fit(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether the shapes are those of a product; PyTorch says what is wrong with others."""
+    if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        return False
+    return bool(weight.shape[1]) and (bias is None or bias.shape == weight.shape[:1])
+
+
 def _is_split(x: Tensor, *others: Tensor) -> bool:
     """Whether a GPU multiplies these in three TF32 products."""
     if not x.is_cuda or x.numel() < _FEWEST_ROWS * x.shape[-1]:
@@ -168,6 +179,9 @@ def _is_ordinary(device: str, *tensors: Tensor) -> bool:
         return False
     # A compiler chooses for itself, and a traced model may run elsewhere.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        return False
+    # Function transforms and dispatch modes (counters of operations, say) know PyTorch's product.
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return False
     if torch.is_autocast_enabled(device):
         return False

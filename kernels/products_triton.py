@@ -38,7 +38,9 @@ def split_kernel(weight, high, low, stride_n, stride_k, N, K, BLOCK: tl.constexp
     value = tl.load(weight + (at // K) * stride_n + (at % K) * stride_k, inside, 0.0)
     above = high_part(value)
     tl.store(high + at, above, inside)
-    tl.store(low + at, high_part(value - above), inside)
+    # Rounding the bits of a NaN can make a number of it: the low part keeps it.
+    rest = tl.where(value == value, high_part(value - above), value)
+    tl.store(low + at, rest, inside)
 
 
 @triton.jit

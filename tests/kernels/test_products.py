@@ -6,6 +6,7 @@ import pytest
 import torch
 from problems import error
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vimlrp.kernels import products
 
@@ -147,6 +148,42 @@ def test_function_transforms_see_through_the_product(
     assert error(mapped, expected(x, weight, None)) < 1e-6
     gradient = torch.func.grad(lambda t: run(t, weight).square().sum())(x)
     assert error(gradient, 2 * expected(x, weight, None) @ weight.double()) < 1e-6
+
+
+@pytest.mark.parametrize("run", [products.linear, products.input_linear])
+def test_function_transforms_within_one_another(
+    calls: list[Tensor], run: Callable[..., Tensor]
+) -> None:
+    x, weight = random(4, 5, 6), random(3, 6)
+    gradient = torch.func.grad(
+        lambda t: torch.func.vmap(lambda row: run(row, weight))(t).square().sum()
+    )(x)
+    assert error(gradient, 2 * expected(x, weight, None) @ weight.double()) < 1e-6
+    tangent = torch.func.jvp(torch.func.vmap(lambda row: run(row, weight)), (x,), (x,))[1]
+    assert error(tangent, expected(x, weight, None)) < 1e-6
+
+
+def test_counters_of_operations_see_the_product(calls: list[Tensor]) -> None:
+    with FlopCounterMode(display=False) as counter:
+        products.linear(random(5, 6), random(3, 6))
+    assert counter.get_total_flops() == 2 * 5 * 6 * 3
+
+
+def test_what_comes_out_may_be_changed_in_place(calls: list[Tensor]) -> None:
+    x, weight = random(2, 5, 6).requires_grad_(), random(3, 6)
+    out = products.input_linear(x, weight).add_(1)
+    assert error(out.detach(), expected(x.detach(), weight, None) + 1) < 1e-6
+    (at_x,) = torch.autograd.grad(out.sum(), x)
+    assert error(at_x, weight.double().sum(0).expand(2, 5, 6)) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6), (3, 7)])
+def test_a_weight_that_does_not_fit_is_pytorchs_to_refuse(
+    calls: list[Tensor], shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(RuntimeError):
+        products.linear(random(5, 6), random(*shape))
+    assert calls == []
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:Converting a tensor")

@@ -88,6 +88,23 @@ def test_each_of_several_on_a_gpu():
     assert error(products.product_each(x, weight), x.double() @ weight.double().mT) < 5e-7
 
 
+@needs_triton
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FC00000])
+def test_no_number_among_the_weights_shows(bits):
+    weight = draw(4, 8)
+    weight.view(torch.int32)[1, 2] = bits
+    out = products.product(draw(3, 8, seed=1), weight, backend="triton")
+    assert out.isnan().any(0).tolist() == [False, True, False, False]
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    x, weight = draw(2, 9, device="cpu"), draw(4, 8, device="cpu")
+    with pytest.raises(KernelError, match=r"\(2, 9\), \(4, 8\); give"):
+        products.product(x, weight, backend="triton")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        products.product(x, weight)
+
+
 def test_elsewhere_pytorch_multiplies():
     x, weight, bias = draw(2, 3, 8, device="cpu"), draw(4, 8, device="cpu"), draw(4, device="cpu")
     out = products.product(x, weight, bias)

@@ -50,7 +50,7 @@ def centre_prior(model: nn.Module, x: Tensor, target: Tensor, *, width: float = 
     """
     del model, target
     rows, columns = (_profile(side, width, x.device) for side in x.shape[2:])
-    return torch.outer(rows, columns).expand(len(x), -1, -1)
+    return torch.outer(rows, columns).repeat(len(x), 1, 1)
 
 
 def _profile(side: int, width: float, device: torch.device) -> Tensor:
