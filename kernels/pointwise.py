@@ -81,11 +81,10 @@ def _is_dense(first: Tensor, *others: Tensor) -> bool:
     tensors = (first, *others)
     if torch.compiler.is_compiling() or any(x.dtype != torch.float32 for x in tensors):
         return False
-    if not first.numel():
-        return False
     if any(x.shape != first.shape or x.stride() != first.stride() for x in others):
         return False
-    return _with_channels_last(first).is_contiguous()
+    last = _with_channels_last(first)
+    return last.is_contiguous() and 0 not in last.shape[-1:]  # rows of nothing cannot be counted
 
 
 def _with_channels_last(x: Tensor) -> Tensor:

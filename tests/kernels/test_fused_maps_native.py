@@ -283,6 +283,12 @@ def test_pointwise_factors_are_those_of_their_twins(
         assert error(actual, expected) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(0,), (5, 0), (0, 3)])
+def test_factors_of_nothing(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape)
+    assert [r.shape for r in (gelu_ratio(x), *gamma_shares(x, x, 0.25))] == [x.shape] * 3
+
+
 @needs_library
 @pytest.mark.parametrize("backend", ["native", "cpu"])
 def test_summed_routes_are_the_sum_of_the_routes(backend: str) -> None:
