@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vimlrp.composites import Composite
 from vimlrp.engine import check_eager, explaining
-from vimlrp.errors import InputError, MissingDependencyError, UnsupportedModelError
+from vimlrp.errors import InputError, UnsupportedModelError
 from vimlrp.explainer import CompositeLike
 from vimlrp.inputs import Images, batches
 from vimlrp.layers import LayerRecord, alias, watch_layers
 from vimlrp.models import class_names
+from vimlrp.optional import optional
 from vimlrp.rules import Rule
 from vimlrp.targets import Target, seed
 from vimlrp.tracing import Absorption, collecting
@@ -294,13 +295,9 @@ def _weigh(x: Any, end: str, sums: dict[str, Tensor]) -> Any:
 
 
 def _scatter(target: Tensor, cut: Cut, path: Path) -> Path:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "plotting needs matplotlib: pip install 'vimlrp[plot]'"
-        ) from error
-    figure = Figure(figsize=(4.2, 4), layout="constrained")
+    figure = optional("matplotlib.figure", "matplotlib", "plot").Figure(
+        figsize=(4.2, 4), layout="constrained"
+    )
     axes = figure.add_subplot()
     x, y = target.float().cpu().numpy(), cut.relevance.float().cpu().numpy()
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))

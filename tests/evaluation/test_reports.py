@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from evaluation_models import LinearModel
 
+from vimlrp.errors import MissingDependencyError
 from vimlrp.evaluation import DataSet, Plan, Problem, Results, Sample, metrics_named, plots, reports
 from vimlrp.evaluation.results import MethodResult
 
@@ -99,7 +100,7 @@ def test_curves_are_drawn_a_picture_a_reading(tmp_path):
 
 def test_curves_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(plots.MissingDependencyError, match=r"pip install 'vimlrp\[plot\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vimlrp\[plot\]'"):
         plots.draw_curves(results(), tmp_path)
 
 

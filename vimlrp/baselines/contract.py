@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from vimlrp.errors import InputError, TargetError, UnsupportedModelError
 from vimlrp.inputs import check_tensor
 
-__all__ = ["Function", "Method", "Models"]
+__all__ = ["EXTRA", "Function", "Method", "Models"]
+
+EXTRA = "baselines"
+"""The extra of vimlrp that installs what some methods need."""
 
 Function = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From a model, images (B, 3, H, W) and classes (B,) to maps (B, H, W)."""

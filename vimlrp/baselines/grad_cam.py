@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vimlrp.baselines.chunks import in_chunks
-from vimlrp.baselines.contract import Models
+from vimlrp.baselines.contract import EXTRA, Models
 from vimlrp.baselines.frozen import TargetLogit, frozen_copy
-from vimlrp.baselines.optional import optional
 from vimlrp.errors import UnsupportedModelError
 from vimlrp.models import VisionMamba
+from vimlrp.optional import optional
 from vimlrp.wrapping.official import rebuild
 
 __all__ = ["MAPPED", "grad_cam"]
@@ -101,7 +101,7 @@ def _cams(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     place = _place(model)
     if place is None:
         raise UnsupportedModelError(f"a {type(model).__name__} has no map for Grad-CAM")
-    package = optional("pytorch_grad_cam", "grad-cam")
+    package = optional("pytorch_grad_cam", "grad-cam", EXTRA)
     # The package clears the model's gradients, writes new ones and hooks the layer: of the copy.
     copy = frozen_copy(model)
     cam = package.GradCAM(

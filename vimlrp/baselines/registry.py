@@ -5,11 +5,10 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from vimlrp.baselines import grad_cam, gradients, priors, rollout, sampling
-from vimlrp.baselines.contract import Method, Models
+from vimlrp.baselines.contract import EXTRA, Method, Models
 from vimlrp.baselines.grad_cam import MAPPED
 from vimlrp.baselines.lrp import EXPLAINED, lrp
 from vimlrp.baselines.mixers import SCANNED
-from vimlrp.baselines.optional import EXTRA
 from vimlrp.baselines.sampling import SAMPLES, STEPS, WINDOWS
 from vimlrp.composites import COMPOSITES
 from vimlrp.errors import InputError

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vimlrp.baselines.chunks import in_chunks
+from vimlrp.baselines.contract import EXTRA
 from vimlrp.baselines.frozen import TargetLogit, frozen_copy
-from vimlrp.baselines.optional import optional
 from vimlrp.errors import InputError
+from vimlrp.optional import optional
 
 __all__ = [
     "SAMPLES",
@@ -91,7 +92,7 @@ def _smooth_slope(
 ) -> Tensor:
     if samples < 1 or not noise > 0:
         raise InputError(f"{samples} samples of noise {noise}: give 1 or more, and noise above 0")
-    captum = optional("captum.attr", "captum")
+    captum = optional("captum.attr", "captum", EXTRA)
     tunnel = captum.NoiseTunnel(captum.Saliency(TargetLogit(frozen_copy(model))))
 
     def slope(image: Tensor, label: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ def integrated_gradients(
     """
     if steps < 1:
         raise InputError(f"{steps} steps were asked for; give 1 or more")
-    captum = optional("captum.attr", "captum")
+    captum = optional("captum.attr", "captum", EXTRA)
     method = captum.IntegratedGradients(TargetLogit(frozen_copy(model)))
 
     def maps(_: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ def occlusion(
     window = window or (ceil(sides[0] / WINDOWS), ceil(sides[1] / WINDOWS))
     stride = stride or window
     _check_windows(window, stride, sides)
-    captum = optional("captum.attr", "captum")
+    captum = optional("captum.attr", "captum", EXTRA)
     method = captum.Occlusion(TargetLogit(frozen_copy(model)))
     return in_chunks(partial(_occlude, method, window, stride), model, x, target, _BATCH)
 

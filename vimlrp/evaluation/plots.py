@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.errors import MissingDependencyError
 from vimlrp.evaluation.measures import Metric
 from vimlrp.evaluation.results import Results
 from vimlrp.files import atomic_write, distinct_names
+from vimlrp.optional import optional
 
 __all__ = ["draw_curves", "require_matplotlib"]
 
@@ -28,12 +28,7 @@ def require_matplotlib() -> None:
     Raises:
         MissingDependencyError: If matplotlib is missing.
     """
-    try:
-        import matplotlib as mpl  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "curves are drawn with matplotlib: pip install 'vimlrp[plot]', or leave them out"
-        ) from error
+    optional("matplotlib", "matplotlib", "plot")
 
 
 def draw_curves(results: Results, folder: str | Path) -> list[Path]:
