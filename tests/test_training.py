@@ -1,24 +1,27 @@
 """The training recipe of the bundled weights, on a few pictures and a tiny model."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "demos"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "demos" / "training"))
 
+import augmentation
 import checkpoints
-import imagenette_augment
-import train_imagenette
-from imagenette_data import Split, load
-from imagenette_recipes import Recipe, recipe_of
-from imagenette_training import RecipeError, Training
+import train_classifier
+from team import Team
+from training_data import Split, load
+from training_loop import RecipeError, Training
+from training_recipes import Recipe, recipe_of
 
 CPU = torch.device("cpu")
 RECIPE = Recipe("test_vim", epochs=4, batch=16, sizes=((0.0, 32), (0.5, 64)), three=0.5)
@@ -155,7 +158,7 @@ def test_the_loss_of_a_perfect_pupil_is_the_teachers_entropy() -> None:
 @pytest.mark.parametrize("size", [32, 57])
 def test_augmented_pictures_are_normalised_and_differ(data: Split, size: int) -> None:
     images = data.images[:1].float().expand(16, -1, -1, -1) / 255
-    out = imagenette_augment.augment(images, size, torch.Generator().manual_seed(0), 0.5, 0.9)
+    out = augmentation.augment(images, size, torch.Generator().manual_seed(0), 0.5, 0.9)
     assert out.shape == (16, 3, size, size)
     assert out.isfinite().all()
     assert out.abs().max() < 2.8  # white is at 2.64
@@ -164,7 +167,7 @@ def test_augmented_pictures_are_normalised_and_differ(data: Split, size: int) ->
 
 def test_a_third_each_is_grey_solarised_and_blurred() -> None:
     draw = torch.rand(600, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    out = imagenette_augment._one_of_three(draw, 0.6, torch.Generator().manual_seed(0))
+    out = augmentation._one_of_three(draw, 0.6, torch.Generator().manual_seed(0))
     same = (out == draw).flatten(1).all(1)
     grey = (out[:, :1] == out).flatten(1).all(1)
     solarised = (out <= 0.5).flatten(1).all(1) & ~grey
@@ -188,7 +191,7 @@ def test_sizes_follow_the_schedule() -> None:
 def run(folder: Path, out: Path, *more: str) -> Result:
     command = ["--model", "test_vim", "--data", str(folder), "--out", str(out), "--device", "cpu"]
     options = ["--epochs", "2", "--batch", "20", "--size", "32", *more]
-    return CliRunner().invoke(train_imagenette.main, [*command, *options])
+    return CliRunner().invoke(train_classifier.main, [*command, *options])
 
 
 def test_the_command_stops_goes_on_and_writes_its_results(folder: Path, tmp_path: Path) -> None:
@@ -206,8 +209,8 @@ def test_the_command_stops_goes_on_and_writes_its_results(folder: Path, tmp_path
     assert records[0]["epochs_done"] == 2
     assert records[0]["accuracy"].keys() == {"resized to 73, centre 64", "squashed to 64"}
     weights = tmp_path / "whole" / "test_vim.imagenette.safetensors"
-    model = train_imagenette.load_trained(weights, "test_vim")
-    right = train_imagenette.evaluate(model, load(folder, "val", CPU))
+    model = train_classifier.load_trained(weights, "test_vim")
+    right = train_classifier.evaluate(model, load(folder, "val", CPU))
     top1 = records[1]["accuracy"]["resized to 73, centre 64"]["top1"]
     assert round(100 * float(right.float().mean()), 2) == top1
     taught = run(folder, tmp_path / "taught", "--teacher", str(weights))
@@ -230,6 +233,69 @@ def test_the_command_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     nowhere = run(tmp_path / "nowhere", tmp_path)
     assert nowhere.exit_code == 1
     assert "imagenette2-160" in nowhere.output
+    (tmp_path / "one" / "train" / "a").mkdir(parents=True)
+    assert "1 class folders" in run(tmp_path / "one", tmp_path).output
+
+
+def test_train_and_val_must_have_the_same_classes(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    shutil.copytree(folder, place)
+    shutil.copytree(place / "val" / "n00000000", place / "val" / "other")
+    result = run(place, tmp_path / "out")
+    assert result.exit_code == 1
+    assert "differ in their classes: other" in result.output
+
+
+def test_other_classes_have_the_names_of_their_folders(folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for old, new in (("n00000001", "cat"), ("n00000002", "dog"), ("n00000003", "elk")):
+            shutil.copytree(folder / split / old, tmp_path / "data" / split / new)
+    result = run(tmp_path / "data", tmp_path / "out", "--batch", "4", "--tag", "pets")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "test_vim.pets.json").read_text())
+    assert record["class_names"] == ["cat", "dog", "elk"]
+    assert record["recipe"]["classes"] == 3
+    weights = tmp_path / "out" / "test_vim.pets.safetensors"
+    assert train_classifier.load_teacher(weights).head.weight.shape[0] == 3
+
+
+def test_a_team_shares_every_batch(data: Split) -> None:
+    orders = []
+    for rank in range(2):
+        shuffler = torch.Generator().manual_seed(0)
+        orders.append([y for _, y in data.batches(8, shuffler, team=Team(rank, 2))])
+    whole = [y for _, y in data.batches(8, torch.Generator().manual_seed(0))]
+    for first, second, both in zip(*orders, whole, strict=True):
+        assert torch.equal(torch.stack([first, second], 1).flatten(), both)
+
+
+def test_a_team_of_one_leaves_gradients_and_wishes_alone() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, 2.0])
+    Team().average_gradients([weight])
+    assert weight.grad.tolist() == [1.0, 2.0]
+    assert Team().agree(True, CPU)
+    assert not Team().agree(False, CPU)
+
+
+def _vote(rank: int, size: int, rendezvous: str, out: str) -> None:
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=size)
+    weights = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+    for weight in weights:
+        weight.grad = torch.full_like(weight, float(rank))
+    team = Team(rank, size)
+    team.average_gradients(weights)
+    verdicts = [team.agree(True, CPU), team.agree(rank == 0, CPU)]
+    torch.save({"grads": [w.grad for w in weights], "verdicts": verdicts}, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_team_averages_gradients_and_stops_together(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_vote, (2, str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert all(torch.equal(g, torch.full_like(g, 0.5)) for g in found["grads"])
+        assert found["verdicts"] == [True, False]
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")

@@ -1,4 +1,4 @@
-"""Imagenette in memory, as bytes on the device that trains, so that an epoch reads no file."""
+"""Small pictures in memory, as bytes on the device that trains, so that an epoch reads no file."""
 
 import io
 import zipfile
@@ -12,17 +12,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image
+from team import Team
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-__all__ = ["CLASSES", "DataError", "Split", "as_cropped_file", "as_squashed", "load", "normalise"]
+__all__ = ["DataError", "Split", "as_cropped_file", "as_squashed", "load", "normalise"]
 
 SIDE = 128
-CLASSES = 10
+ALONE = Team()
 
 
 class DataError(Exception):
-    """The data file is missing or is not Imagenette."""
+    """The data is missing or has no folders of classes."""
 
 
 Folder = zipfile.Path | Path
@@ -30,46 +31,48 @@ Folder = zipfile.Path | Path
 
 @dataclass(frozen=True)
 class Split:
-    """Decoded images and their classes on one device."""
+    """Decoded images and their classes on one device; names are those of the class folders."""
 
     images: Tensor  # (M, 3, 128, 128) uint8
     labels: Tensor  # (M,) int64
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batches(
-        self, size: int, generator: torch.Generator, repeats: int = 1
+        self, size: int, generator: torch.Generator, repeats: int = 1, team: Team = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches of whole size, as floats in 0..1, (B, 3, 128, 128) and (B,).
+        """Shuffled batches, as floats in 0..1, (B, 3, 128, 128) and (B,), of B = size / team.size.
 
         With `repeats` every image of a batch is there so many times, and an epoch sees fewer.
         """
         order = torch.randperm(len(self), generator=generator, device=self.labels.device)
         order = order[: len(self) // repeats].repeat_interleave(repeats)
         for first in range(0, len(order) - size + 1, size):
-            chosen = order[first : first + size]
+            chosen = team.part(order[first : first + size])
             yield self.images[chosen].float() / 255, self.labels[chosen]
 
 
 def load(path: Path, split: str, device: torch.device) -> Split:
-    """Read one split of Imagenette, from a zip file or an extracted folder.
+    """Read one split, from a zip file or an extracted folder.
 
     Args:
-        path: Holds `train/` and `val/`, each with one folder per synset.
+        path: Holds `train/` and `val/`, each with one folder a class.
         split: "train" or "val".
         device: Where the decoded images go.
 
     Returns:
-        The split; classes are numbered in the order of their synsets.
+        The split; classes are numbered in the order of their folders.
 
     Raises:
         DataError: If there is no such data at `path`.
     """
     if not path.exists():
         raise DataError(
-            f"There is no {path}. Give --data a zip file or a folder of Imagenette with train/ and "
-            "val/ in it; fast.ai publishes it as imagenette2-160 (github.com/fastai/imagenette)."
+            f"There is no {path}. Give --data a zip file or a folder with train/ and val/ in it, "
+            "and a folder a class in both. fast.ai publishes Imagenette as imagenette2-160 "
+            "(github.com/fastai/imagenette)."
         )
     if path.is_file() and not zipfile.is_zipfile(path):
         raise DataError(f"{path} is no zip file. Extract it, and give --data the folder.")
@@ -79,15 +82,16 @@ def load(path: Path, split: str, device: torch.device) -> Split:
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(_decode, (file.read_bytes() for file, _ in files))))
     images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous()
-    return Split(images, torch.tensor([label for _, label in files], device=device))
+    labels = torch.tensor([label for _, label in files], device=device)
+    return Split(images, labels, tuple(name.name for name in names))
 
 
 def _class_folders(root: Folder, path: Path, split: str) -> list[Folder]:
     folders = _sorted(root) if root.is_dir() else []
-    if len(folders) != CLASSES:
+    if len(folders) < 2:
         raise DataError(
-            f"{path} has {len(folders)} class folders in {split}/; Imagenette has {CLASSES}, "
-            "named by synset (n01440764, ...)."
+            f"{path} has {len(folders)} class folders in {split}/; give two at least, with "
+            "pictures in each."
         )
     return folders
 

@@ -1,4 +1,4 @@
-"""How each model that comes with Imagenette weights was trained, and with what reasons."""
+"""How each model that comes with weights was trained, and with what reasons."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,9 +12,10 @@ class Recipe:
 
     Attributes:
         model: A name that timm knows.
+        classes: Outputs of its classifier.
         epochs: Length of the schedule.
         seed: Of weights, order and augmentation.
-        batch: Images a step.
+        batch: Images a step, on all GPUs together.
         learning_rate: At its peak, in AdamW.
         warmup: Share of the schedule in which the rate grows linearly.
         weight_decay: Of matrices.
@@ -33,6 +34,7 @@ class Recipe:
     """
 
     model: str
+    classes: int = 10
     epochs: int = 200
     seed: int = 0
     batch: int = 128

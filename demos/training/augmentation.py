@@ -8,8 +8,8 @@ import math
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from imagenette_data import normalise
 from torch import Tensor
+from training_data import normalise
 
 __all__ = ["augment", "mix"]
 

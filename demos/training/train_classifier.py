@@ -1,30 +1,33 @@
-"""Train the classifiers whose weights come with vimlrp, on Imagenette.
+"""Train small classifiers, such as those whose weights come with vimlrp.
 
-    python demos/train_imagenette.py --data imagenette128.zip --out runs/vim
+    python demos/training/train_classifier.py --data imagenette128.zip --out runs/vim
 
-trains on one GPU in minutes (on a CPU in days). Interrupted, or stopped by --minutes, the same
-command goes on from the last checkpoint, and the pieces add up to what one run computes: bit for
-bit on a CPU, up to the order of a GPU's sums there. A checkpoint is files of about 15 MiB at most,
-all of which have to be there to go on. The results are the averaged (EMA) weights in float16 and a
-record of what they reach and how they were made.
+trains on one GPU in minutes (on a CPU in days); `torchrun --nproc-per-node 4` before the script
+shares every batch among four. Interrupted, or stopped by --minutes, the same command goes on from
+the last checkpoint, and the pieces add up to what one run computes: bit for bit on a CPU, up to the
+order of a GPU's sums there. A checkpoint is files of about 15 MiB at most, all of which have to be
+there to go on. The results are the averaged (EMA) weights in float16 and a record of what they
+reach and how they were made.
 
-Both models on one H200, ten minutes each; the second one learns from the first, too:
+Both models that come with vimlrp; the second one learns from the first, too:
 
-    TRAIN="python demos/train_imagenette.py --data imagenette128.zip"
+    TRAIN="demos/training/train_classifier.py --data imagenette128.zip"
     VMAMBA="--model vmamba_nano_s1l8_224 --out runs/vmamba"
     TEACHER=runs/vmamba/vmamba_nano_s1l8_224.imagenette.safetensors
-    VIM="--model vim_nano_patch16_224 --out runs/vim --teacher $TEACHER"
+    VIM="--model vim_nano_patch16_224 --out runs/vim --teacher $TEACHER --compile"
 
-    $TRAIN $VMAMBA --measure 9                  # prints how many epochs fit into 9 minutes: E
-    $TRAIN $VMAMBA --epochs E --minutes 5       # repeat until it has reached epoch E
-    $TRAIN $VIM --measure 9
-    $TRAIN $VIM --epochs E --minutes 5
+    python $TRAIN $VMAMBA --measure 9              # prints how many epochs fit into 9 minutes: E
+    python $TRAIN $VMAMBA --epochs E --minutes 5   # repeat until it has reached epoch E
+    torchrun --nproc-per-node 2 $TRAIN $VIM --epochs E
+
+Other pictures come as --data FOLDER with train/ and val/ and a folder a class in both.
 """
 
 import hashlib
 import json
 import math
 import platform
+import re
 import shlex
 import sys
 import time
@@ -36,11 +39,12 @@ import click
 import timm
 import torch
 from checkpoints import CheckpointError
-from imagenette_data import DataError, Split, as_cropped_file, as_squashed, load
-from imagenette_recipes import recipe_of
-from imagenette_training import RecipeError, Training, create
 from safetensors.torch import load_file, save_file
+from team import join
 from torch import Tensor, nn
+from training_data import DataError, Split, as_cropped_file, as_squashed, load
+from training_loop import RecipeError, Training, create
+from training_recipes import recipe_of
 
 from vimlrp.models.labels import IMAGENETTE
 
@@ -69,12 +73,18 @@ def scores(model: nn.Module, data: Split) -> dict[str, Any]:
         right = evaluate(model, data, protocol)
         per_class = {
             name: round(100 * float(right[data.labels == i].float().mean()), 2)
-            for i, name in enumerate(IMAGENETTE)
+            for i, name in enumerate(class_names(data))
         }
         side = _side(model)
         title = protocol.format(margin=round(side / 0.875), size=side)
         result[title] = {"top1": _per_cent(right), "per_class": per_class}
     return result
+
+
+def class_names(data: Split) -> tuple[str, ...]:
+    """Names of the classes: Imagenette's in words, others as their folders."""
+    synsets = all(re.fullmatch(r"n\d{8}", name) for name in data.names)
+    return IMAGENETTE if synsets and len(data.names) == len(IMAGENETTE) else data.names
 
 
 def _side(model: nn.Module) -> int:
@@ -87,20 +97,22 @@ def _per_cent(right: Tensor) -> float:
     return round(100 * float(right.float().mean()), 2)
 
 
-def write_results(training: Training, data: Split, out: Path) -> None:
+def write_results(training: Training, data: Split, out: Path, tag: str) -> None:
     """Write the averaged weights in float16, and the record of exactly those weights."""
     name = training.recipe.model
     half = {k: v.half().contiguous().cpu() for k, v in training.average.state_dict().items()}
-    weights = out / f"{name}.imagenette.safetensors"
+    weights = out / f"{name}.{tag}.safetensors"
     save_file(half, weights)
-    model = load_trained(weights, name).to(training.device)
+    model = load_trained(weights, name, training.recipe.classes).to(training.device)
     accuracy = scores(model, data)
     record = {
         "model": name,
         "images": len(data),
         "accuracy": accuracy,
         "top1_without_averaging": _per_cent(evaluate(training.model.eval(), data)),
+        "class_names": class_names(data),
         "recipe": training.recipe.as_json(),
+        "gpus": training.team.size,
         "epochs_done": training.epoch,
         "command": shlex.join(["python", f"demos/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": _versions(training.device),
@@ -109,14 +121,14 @@ def write_results(training: Training, data: Split, out: Path) -> None:
         "bytes": weights.stat().st_size,
         "sha256": _digest(weights),
     }
-    (out / f"{name}.imagenette.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / f"{name}.{tag}.json").write_text(json.dumps(record, indent=2) + "\n")
     top1 = ", ".join(f"{score['top1']} % {protocol}" for protocol, score in accuracy.items())
     print(f"wrote {weights}, {weights.stat().st_size / 1e6:.1f} MB: top-1 {top1}", flush=True)
 
 
-def load_trained(weights: Path, name: str) -> nn.Module:
+def load_trained(weights: Path, name: str, classes: int = 10) -> nn.Module:
     """A model with weights that `write_results` wrote, in evaluation mode."""
-    model = create(name)
+    model = create(name, classes)
     model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     return model.eval()
 
@@ -129,7 +141,8 @@ def load_teacher(weights: Path) -> nn.Module:
             f"--teacher takes weights that this script wrote, with their record beside them; "
             f"there is no {record if weights.exists() else weights}."
         )
-    return load_trained(weights, json.loads(record.read_text())["model"])
+    made = json.loads(record.read_text())
+    return load_trained(weights, made["model"], made["recipe"].get("classes", 10))
 
 
 def _digest(path: Path) -> str:
@@ -152,22 +165,29 @@ def train(
     """Run epochs until the recipe or the time is over; a line and a checkpoint on the way."""
     last = training.recipe.epochs
     seconds = 0.0
-    while training.epoch < last and time.monotonic() + seconds < end:
+    while training.epoch < last and _in_time(training, time.monotonic() + seconds < end):
         start = time.monotonic()
         loss = training.run_epoch(data)
         seconds = time.monotonic() - start
         entry = {"epoch": training.epoch, "loss": loss, "seconds": seconds}
         often = training.epoch % _OFTEN == 0 or training.epoch == last
-        if often:
+        if often and training.team.leads:
             entry["top1"] = _per_cent(evaluate(training.average, val))
         training.log.append(entry)
+        if not training.team.leads:
+            continue
         if often:
             training.save(out, compact)
         speed = len(data) / seconds
         top1 = f", EMA top-1 {entry['top1']:.2f} %" if often else ""
         line = f"epoch {training.epoch} at {training.size} px: loss {loss:.4f}"
         print(f"{line}, {speed:.0f} images/s{top1}", flush=True)
-    training.save(out, compact)
+    if training.team.leads:
+        training.save(out, compact)
+
+
+def _in_time(training: Training, wish: bool) -> bool:
+    return training.team.agree(wish, training.device)
 
 
 def measure(training: Training, data: Split, minutes: float, steps: int = 20) -> int:
@@ -188,7 +208,7 @@ def measure(training: Training, data: Split, minutes: float, steps: int = 20) ->
 def _seconds_a_step(training: Training, data: Split, size: int, steps: int) -> float:
     training.model.train()
     training.prepare(size)
-    images, labels = next(data.batches(training.recipe.batch, training.generator))
+    images, labels = next(data.batches(training.recipe.batch, training.shuffler))
     start = 0.0
     for step in range(5 + steps):
         if step == 5:  # compiled and warm
@@ -196,6 +216,20 @@ def _seconds_a_step(training: Training, data: Split, size: int, steps: int) -> f
         # Reading the loss waits for the GPU.
         float(training.step(images, labels, 0.0))
     return (time.monotonic() - start) / steps
+
+
+def load_val(path: Path, train_split: Split, device: torch.device) -> Split:
+    """The other split, of the same classes."""
+    try:
+        val = load(path, "val", device)
+    except DataError as error:
+        raise click.ClickException(str(error)) from error
+    if val.names != train_split.names:
+        different = sorted(set(val.names) ^ set(train_split.names))
+        raise click.ClickException(
+            f"train/ and val/ of {path} differ in their classes: {', '.join(different)}"
+        )
+    return val
 
 
 def compile_mixers(model: nn.Module) -> None:
@@ -210,6 +244,7 @@ _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @click.command()
 @click.option("--model", "name", default="vim_nano_patch16_224", show_default=True)
+@click.option("--tag", default="imagenette", show_default=True, help="Names the results.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Zip file or folder.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of results.")
 @click.option("--epochs", type=click.IntRange(1), help="Length of the schedule; the recipe's own.")
@@ -226,6 +261,7 @@ _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @click.option("--measure", "measured", type=float, help="Only say how much fits into minutes.")
 def main(
     name: str,
+    tag: str,
     data: Path,
     out: Path,
     epochs: int | None,
@@ -241,21 +277,26 @@ def main(
     compact: bool,
     measured: float | None,
 ) -> None:
-    """Train a model on Imagenette and write its weights and their record."""
+    """Train a model and write its weights and their record."""
+    team = join()
     end = time.monotonic() + 60 * minutes
     taught = None if teacher is None else load_teacher(teacher)
-    recipe = recipe_of(
-        name, epochs=epochs, batch=batch, seed=seed, learning_rate=learning_rate,
-        sizes=None if size is None else ((0.0, size),),
-        teacher=None if teacher is None else _digest(teacher),
-    )  # fmt: skip
     where = torch.device(device)
     torch.set_float32_matmul_precision("high")
     try:
         train_split = load(data, "train", where)
-        training = Training(recipe, where, taught, graphs and where.type == "cuda")
+    except DataError as error:
+        raise click.ClickException(str(error)) from error
+    recipe = recipe_of(
+        name, classes=len(train_split.names), epochs=epochs, batch=batch, seed=seed,
+        learning_rate=learning_rate,
+        sizes=None if size is None else ((0.0, size),),
+        teacher=None if teacher is None else _digest(teacher),
+    )  # fmt: skip
+    try:
+        training = Training(recipe, where, taught, graphs and where.type == "cuda", team)
         resumed = measured is None and training.resume(out)
-    except (DataError, CheckpointError, RecipeError) as error:
+    except (CheckpointError, RecipeError) as error:
         raise click.ClickException(str(error)) from error
     if compiled:
         compile_mixers(training.model)
@@ -264,9 +305,10 @@ def main(
         return
     out.mkdir(parents=True, exist_ok=True)
     print(f"{'going on' if resumed else 'starting'} at epoch {training.epoch}", flush=True)
-    val = load(data, "val", where)
+    val = load_val(data, train_split, where)
     train(training, train_split, val, out, end, compact)
-    write_results(training, val, out)
+    if team.leads:
+        write_results(training, val, out, tag)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The training loop behind train_imagenette.py: steps, averaged weights, schedule, checkpoints."""
+"""The training loop behind train_classifier.py: steps, averaged weights, schedule, checkpoints."""
 
 import math
 import random
@@ -11,11 +11,12 @@ import checkpoints
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
+from augmentation import augment, mix
 from cuda_graphs import graphed_for_inference, graphed_for_training
-from imagenette_augment import augment, mix
-from imagenette_data import CLASSES, Split
-from imagenette_recipes import Recipe
+from team import Team
 from torch import Tensor, nn
+from training_data import ALONE, Split
+from training_recipes import Recipe
 
 import vimlrp  # noqa: F401  # its import registers the models with timm
 
@@ -26,9 +27,9 @@ class RecipeError(Exception):
     """A checkpoint was made by another recipe."""
 
 
-def create(name: str, **options: Any) -> nn.Module:
-    """A model for Imagenette that takes images of any size."""
-    model = timm.create_model(name, num_classes=CLASSES, **options)
+def create(name: str, classes: int, **options: Any) -> nn.Module:
+    """A model that takes images of any size."""
+    model = timm.create_model(name, num_classes=classes, **options)
     if hasattr(model, "dynamic_img_size"):
         model.dynamic_img_size = True  # type: ignore[assignment]
     return model
@@ -45,6 +46,7 @@ class Training:
         device: Where.
         teacher: A trained model to learn from beside the labels.
         graphs: Replay CUDA graphs instead of launching kernel by kernel.
+        team: The processes that share every batch.
     """
 
     def __init__(
@@ -53,14 +55,18 @@ class Training:
         device: torch.device,
         teacher: nn.Module | None = None,
         graphs: bool = False,
+        team: Team = ALONE,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device, self.epoch = recipe, device, 0
-        self.model = create(recipe.model, drop_path_rate=recipe.drop_path).to(device)
+        self.recipe, self.device, self.epoch, self.team = recipe, device, 0, team
+        self.model = create(recipe.model, recipe.classes, drop_path_rate=recipe.drop_path).to(
+            device
+        )
         self.average = deepcopy(self.model).eval().requires_grad_(False)
         self.teacher = None if teacher is None else teacher.to(device).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(_groups(self.model, recipe), fused=device.type == "cuda")
         self.generator, self.dice = torch.Generator(device), random.Random()  # noqa: S311
+        self.shuffler = torch.Generator(device)
         self.graphs, self.size = graphs, 0
         self.forward: Callable[[Tensor], Tensor] = self.model
         self.taught: Callable[[Tensor], Tensor] | None = self.teacher
@@ -73,7 +79,7 @@ class Training:
         self._seed()
         steps = len(data) // self.recipe.repeats * self.recipe.repeats // self.recipe.batch
         total = torch.zeros((), device=self.device)
-        batches = data.batches(self.recipe.batch, self.generator, self.recipe.repeats)
+        batches = data.batches(self.recipe.batch, self.shuffler, self.recipe.repeats, self.team)
         for step, (images, labels) in enumerate(batches):
             total += self.step(images, labels, (self.epoch + step / steps) / self.recipe.epochs)
             self._update_average(self.epoch * steps + step)
@@ -86,7 +92,7 @@ class Training:
             return
         self.size = size
         if self.graphs:
-            shape = (self.recipe.batch, 3, size, size)
+            shape = (self.recipe.batch // self.team.size, 3, size, size)
             like = torch.randn(shape, device=self.device)
             self.forward = graphed_for_training(self.model, like)
             if self.teacher is not None:
@@ -101,6 +107,7 @@ class Training:
         loss = self._loss(logits.float(), targets, images)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.team.average_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimiser.step()
         return loss.detach()
@@ -108,7 +115,7 @@ class Training:
     def _augmented(self, images: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
         images = augment(images, self.size, self.generator, recipe.smallest_crop, recipe.three)
-        targets = F.one_hot(labels, CLASSES).float()
+        targets = F.one_hot(labels, self.recipe.classes).float()
         if progress < 1 - recipe.unmixed_end and self.dice.random() < recipe.mixed:
             return mix(images, targets, self.dice.random() < 0.5, self.generator)
         return images, targets
@@ -125,9 +132,11 @@ class Training:
 
     def _seed(self) -> None:
         seed = 1_000_003 * self.recipe.seed + self.epoch
-        torch.manual_seed(seed)
-        self.generator.manual_seed(seed)
+        # The order is the team's, and what happens to a picture is its process's own.
+        self.shuffler.manual_seed(seed)
         self.dice.seed(seed)
+        torch.manual_seed(seed + 7_000_003 * self.team.rank)
+        self.generator.manual_seed(seed + 7_000_003 * self.team.rank)
 
     def _set_rate(self, progress: float) -> None:
         """Linear warm-up, then a cosine to a hundredth."""
