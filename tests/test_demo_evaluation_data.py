@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from vimlrp.evaluation import read_data
@@ -64,24 +63,28 @@ def test_boxes_of_imagenette_become_a_table_that_evaluate_reads(tmp_path: Path) 
 def test_masks_of_caltech_become_a_table_that_evaluate_reads(tmp_path: Path) -> None:
     mask = np.zeros((224, 224), np.uint8)
     mask[:56] = 255
+    splits = "image,class,split\npictures/ant/a.png,ant,val\npictures/ant/b.png,ant,train\n"
     table = "image,mask,class,W,H\npictures/ant/a.png,masks/ant/a.png,ant,300,200\n"
     source = archive(
         tmp_path / "a.zip",
         **{
-            "masks_index.csv": table, "pictures/ant/a.png": GREY, "masks/ant/a.png": picture(mask),
+            "splits.csv": splits, "masks_index.csv": table, "pictures/ant/a.png": GREY,
+            "pictures/ant/b.png": GREY, "masks/ant/a.png": picture(mask),
         },
     )  # fmt: skip
     convert("caltech101", source, tmp_path / "out")
-    rows = list(csv.DictReader((tmp_path / "out" / "masks.csv").open()))
-    assert rows == [{"path": "pictures/ant/a.png", "label": "ant", "mask": "masks/ant/a.png"}]
-    (sample,) = read_data(tmp_path / "out" / "masks.csv", ("bee", "ant"), 2).samples
+    rows = list(csv.DictReader((tmp_path / "out" / "masks_val.csv").open()))
+    assert rows == [{"path": "val/ant/a.png", "label": "ant", "mask": "masks/ant/a.png"}]
+    assert list(csv.DictReader((tmp_path / "out" / "masks_train.csv").open())) == []
+    assert (tmp_path / "out" / "train" / "ant" / "b.png").read_bytes() == GREY
+    (sample,) = read_data(tmp_path / "out" / "masks_val.csv", ("bee", "ant"), 2).samples
     assert sample.label == 1
     photo = read_photo(sample.path)
     _, geometry = Preprocessing(crop_pct=1.0)(photo)
     assert region_of(sample, photo, geometry)[0].mean() == 0.25
 
 
-@pytest.mark.parametrize("kind", ["imagenette", "caltech101"])
-def test_an_archive_without_a_table_gives_an_empty_one(tmp_path: Path, kind: str) -> None:
+def test_an_archive_without_boxes_gives_an_empty_table(tmp_path: Path) -> None:
     source = archive(tmp_path / "a.zip", **{"other.txt": "x"})
-    assert "wrote 0 rows" in convert(kind, source, tmp_path / "out")
+    assert "wrote 0 rows" in convert("imagenette", source, tmp_path / "out")
+    assert "unpacked 0 files" in convert("caltech101", source, tmp_path / "out")
