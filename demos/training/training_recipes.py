@@ -66,23 +66,34 @@ class Recipe:
 # Small pictures first, as in fastai's entries in Imagenette's table and in EfficientNetV2 (Tan and
 # Le, ICML 2021): at 128 pixels a step has a third of the positions of one at 224, and the pictures
 # hold no more detail. The end at full size settles position embedding and scale of objects.
-_GROWING = ((0.0, 128), (0.6, 192), (0.85, 224))
+_GROWING = ((0.0, 128), (0.7, 192), (0.9, 224))
 
 RECIPES = {
     # A plain sequence of patches has little that suits pictures built in, and 9,103 of them are
     # few: heavier regularisation, and much from a teacher (Beyer et al., CVPR 2022, "A good teacher
     # is patient and consistent": the teacher sees the same mixed crops, and the schedule is long).
     "vim_nano_patch16_224": Recipe(
-        "vim_nano_patch16_224", epochs=300, sizes=_GROWING, three=0.3, drop_path=0.15, taught=0.7
+        "vim_nano_patch16_224",
+        epochs=400,
+        batch=256,
+        learning_rate=1.6e-3,
+        sizes=_GROWING,
+        three=0.3,
+        drop_path=0.15,
+        taught=0.7,
     ),
-    # Convolutions in stem, mixers and downsampling learn faster from little, and a wide first map
-    # makes steps dearer: fewer epochs, milder augmentation, and small pictures for longer.
+    # Convolutions in stem, mixers and downsampling learn faster from little: milder augmentation.
+    # A second run learns from the first one's weights (Furlanello et al., ICML 2018, "Born-again
+    # neural networks").
     "vmamba_nano_s1l8_224": Recipe(
         "vmamba_nano_s1l8_224",
-        epochs=200,
-        sizes=((0.0, 128), (0.7, 192), (0.9, 224)),
-        three=0.15,
-        smallest_crop=0.3,
+        epochs=400,
+        batch=256,
+        learning_rate=1.6e-3,
+        sizes=_GROWING,
+        three=0.2,
+        drop_path=0.15,
+        taught=0.5,
     ),
 }
 
