@@ -299,7 +299,7 @@ class Gamma(AffineRule):
         """Give z and the sum of magnitudes what the contributions' shares make of a gradient."""
         rows = site.rows(x, weight)
         z = site.product(rows, weight) if bias is None else site.product(rows, weight) + bias
-        magnitude = _magnitude(site, rows, weight, bias)
+        magnitude = _magnitude(site, rows, weight, bias, widened=self.gamma > _NARROW)
         value = z.detach()
         wide = value.to(magnitude.dtype)
         at_z, at_magnitude = gamma_shares(wide, magnitude.detach(), self.gamma)
@@ -341,11 +341,23 @@ class GammaSum(Rule):
         return at_z + at_magnitude * a.sign(), at_z + at_magnitude * b.sign()
 
 
-def _magnitude(site: "AffineSite", rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Sum the magnitudes of all contributions to W x + b."""
-    # Half precision loses the small difference of large sums of opposite sign.
-    rows, weight = rows.to(at_least_float32(rows)), weight.to(at_least_float32(weight))
+# The relevance of contributions against the sign of z is a difference, of 1 + gamma / 2 and gamma / 2
+# times them. Up to here it is no worse than the larger one's rounding doubled.
+_NARROW = 1.0
+
+
+def _magnitude(
+    site: "AffineSite", rows: Tensor, weight: Tensor, bias: Tensor | None, widened: bool
+) -> Tensor:
+    """Sum the magnitudes of all contributions to W x + b, in float32 at least.
+
+    Unless `widened`, the product itself stays in the model's own type: dense convolutions in
+    float32 cost several times as much as the rest of a half-precision layer.
+    """
+    if widened:
+        rows, weight = rows.to(at_least_float32(rows)), weight.to(at_least_float32(weight))
     total = site.product(rows.abs(), weight.abs())
+    total = total.to(at_least_float32(total))
     return total if bias is None else total + bias.abs()
 
 
