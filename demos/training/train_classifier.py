@@ -114,7 +114,7 @@ def write_results(training: Training, data: Split, out: Path, tag: str) -> None:
         "recipe": training.recipe.as_json(),
         "gpus": training.team.size,
         "epochs_done": training.epoch,
-        "command": shlex.join(["python", f"demos/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"demos/training/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": _versions(training.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": round(sum(entry["seconds"] for entry in training.log) / 60, 2),
