@@ -155,8 +155,7 @@ class Parts:
             self._give_way(known, overwrite)
         elif not known.is_file() and self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(
-                f"{self.folder} holds files and no {self._noun}: give another "
-                "folder, or empty it"
+                f"{self.folder} holds files and no {self._noun}: give another folder, or empty it"
             )
         atomic_write(known, text.encode())
 
