@@ -21,7 +21,7 @@ from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
 from vimlrp.files import atomic_write, remove_leftovers
 
-__all__ = ["Part", "Parts"]
+__all__ = ["Part", "Parts", "joined"]
 
 _SETTINGS = "settings.json"
 _ABOUT = "about"
@@ -40,6 +40,18 @@ class Part:
     arrays: Mapping[str, NDArray[Any]]
     problems: Sequence[Problem] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Parts of some rows each as one, without their facts.
+
+    Args:
+        parts: At least one, with an array `row`. One without rows, of which nothing could be used,
+            need not have the other arrays.
+    """
+    full = [part.arrays for part in parts if len(part.arrays["row"])] or [parts[0].arrays]
+    arrays = {key: np.concatenate([rows[key] for rows in full]) for key in full[0]}
+    return Part(arrays, [problem for part in parts for problem in part.problems])
 
 
 class Parts:
