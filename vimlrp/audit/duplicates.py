@@ -122,7 +122,7 @@ def _joined(
     count = len(first)
     rows = np.concatenate([first[one], np.arange(count)])
     columns = np.concatenate([first[other], first])
-    graph = sparse.coo_array((np.ones(len(rows), np.uint8), (rows, columns)), (count, count))
+    graph = sparse.coo_array((np.ones(len(rows), np.int32), (rows, columns)), (count, count))
     _, group = graphs.connected_components(graph, directed=False)
     smallest = np.full(group.max() + 1, count, dtype=np.int64)
     np.minimum.at(smallest, group, np.arange(count))

@@ -119,7 +119,7 @@ def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 # How far the pixels of a frame may differ: JPEG leaves some ringing in a plain margin.
-_FRAME_SPREAD = 4.0
+_FRAME_SPREAD = 6.0
 _FRAME_DRIFT = 8.0
 
 
