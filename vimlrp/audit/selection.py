@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimlrp.errors import InputError
-from vimlrp.evaluation.data import DataSet
+from vimlrp.evaluation.data import DataSet, Problem
 from vimlrp.targets import find_class
 
 __all__ = ["class_indices", "drawn", "with_labels"]
@@ -97,7 +97,14 @@ def with_labels(
         raise InputError("the data have no picture of the classes asked for")
     samples = tuple(data.samples[row] for row in rows)
     left_out = {s.name for s in data.samples if s.label is not None} - {s.name for s in samples}
-    return DataSet(samples, tuple(p for p in data.problems if p.sample not in left_out))
+    problems = [problem for problem in data.problems if problem.sample not in left_out]
+    known = {problem.sample for problem in problems}
+    problems += [
+        Problem(s.name, "no label", "others have one, so it was left out")
+        for s in data.samples
+        if s.label is None and s.name not in known
+    ]
+    return DataSet(samples, tuple(problems))
 
 
 _MISSING = "class missing from the model"

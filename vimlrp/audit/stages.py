@@ -240,15 +240,8 @@ class Gathered:
     def problems(self) -> list[Problem]:
         """What could not be used, in the order of the stages."""
         predicted = () if self.predictions is None else self.predictions.problems
-        unlabelled = [
-            Problem(sample.name, "no label", "pictures of the data have labels, and it has none")
-            for sample in self.workspace.samples
-            if self.workspace.labelled and sample.label is None
-        ]
-        known = {problem.sample for problem in self.workspace.data_problems}
         return [
             *self.workspace.data_problems,
-            *(problem for problem in unlabelled if problem.sample not in known),
             *self.index.problems,
             *predicted,
             *self.explained.problems,
@@ -266,9 +259,9 @@ def _audited(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which samples are explained, and for which class."""
     if predictions is None:
-        labels = np.array([-1 if s.label is None else s.label for s in workspace.samples], np.int64)
-        rows = np.flatnonzero(found.readable & (labels >= 0))
-        chosen, of_chosen = rows, labels[rows]
+        chosen = np.flatnonzero(found.readable)
+        labels = [workspace.samples[row].label for row in chosen]
+        of_chosen = np.array(labels, dtype=np.int64)
     else:
         settings, of_all = workspace.settings, predictions.classes[:, 0]
         places = drawn(of_all, settings["classes"], settings["per_class"], settings["seed"])
