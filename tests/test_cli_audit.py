@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vimlrp.audit.stages import read_evidence
 from vimlrp.cli import main
 from vimlrp.errors import InputError
 from vimlrp.evaluation import parts
+from vimlrp.files import atomic_write
 
 
 def weights(folder, seed):
@@ -250,6 +252,20 @@ class StandIns:
         assert preprocessing.size == (64, 64)
         return [Path(folder) / "report.json"]
 
+    def write_drop_list(self, path, evidence, candidate):
+        return atomic_write(path, b"name")
+
+    def mitigate(self, model, evidence, finding, *, seed):
+        self.calls.append(f"mitigate {finding.candidate.label}")
+        if finding.candidate.label in self.refused:
+            raise InputError("the finding is not proven")
+        return SimpleNamespace(save=lambda path: atomic_write(path, b"directions"))
+
+    def evaluate_mitigation(self, model, evidence, finding, change, *, seed):
+        before = SimpleNamespace(clean=0.9, attacked=0.25, attack_rate=0.5, effect=4.0)
+        after = SimpleNamespace(clean=0.875, attacked=0.75, attack_rate=0.125, effect=1.0)
+        return SimpleNamespace(before=before, after=after, count=8, recovery=0.75, cost=0.025)
+
     def probe(self, model, data, *, seed, progress):
         self.calls.append(f"probe {len(data.samples)}")
 
@@ -309,3 +325,21 @@ def test_a_class_that_cannot_be_drilled_costs_no_other(folder, checkpoint, tmp_p
     assert found.exit_code == 1
     assert stand_ins.calls == ["screen 0.1 0", "drill 7", "drill 0", "verify 0", "report 1"]
     assert "| no candidate by latent | the sample | 1 |" in found.output
+
+
+def test_fixes_are_written_with_what_they_do(folder, checkpoint, tmp_path, stand_ins):
+    stand_ins.flagged = (0, 7)
+    begin((), folder, checkpoint, tmp_path / "out")
+    stand_ins.refused = (7,)
+    found = call("fix", "--out", tmp_path / "out")
+    assert found.exit_code == 1, found.output
+    assert "| cannot be mended | the sample | 1 |" in found.output
+    names = {path.name for path in (tmp_path / "out" / "fixes").iterdir()}
+    assert names == {
+        "00000-latent.csv", "00000-latent.safetensors", "00007-latent.csv", "fixes.csv",
+    }  # fmt: skip
+    (row,) = csv.DictReader((tmp_path / "out" / "fixes" / "fixes.csv").open(encoding="utf-8"))
+    assert row["class"] == "0"
+    assert [row[key] for key in ("recovery", "cost", "attacked_before", "attacked_after")] == [
+        "0.75", "0.025", "0.25", "0.75",
+    ]  # fmt: skip

@@ -15,6 +15,7 @@ from vimlrp.audit.saving import pack, unpack
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
+from vimlrp.evaluation.problem_tables import csv_of
 from vimlrp.evaluation.running import Progress
 from vimlrp.preprocessing import Preprocessing
 
@@ -207,21 +208,71 @@ def probe(model: nn.Module, data: Any, *, seed: int, progress: Progress | None =
 
 
 def fix(
-    workspace: Workspace, model: nn.Module, evidence: Evidence, findings: Sequence[Finding]
-) -> list[Path]:
-    """Write what may be done about findings into the folder `fixes`.
+    workspace: Workspace,
+    model: nn.Module,
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    *,
+    progress: Progress | None = None,
+) -> tuple[list[Path], list[Problem]]:
+    """Write what may be done about findings, and what it does, into the folder `fixes`.
+
+    For each finding a list of the pictures that show the cue, and for a proven one a correction of
+    the recorded layer (`.safetensors`), with the model before and after it in `fixes.csv`.
 
     Args:
         workspace: Of the audit, with findings.
         model: Its model.
         evidence: Of its first stages.
         findings: Those to be mended.
+        progress: Is told how many are done.
+
+    Returns:
+        The files, and why some findings could not be mended.
     """
     _, settings = read_screening(workspace)
-    files: list[Path] = _function("mitigation", "write_fixes")(
-        model, evidence, findings, workspace.folder / "fixes", seed=settings["seed"]
-    )
-    return files
+    tell = progress or (lambda *_: None)
+    folder, rows, files, problems = workspace.folder / "fixes", [_FIX_COLUMNS], [], []
+    for i, finding in enumerate(findings):
+        candidate = finding.candidate
+        name = evidence.class_names[candidate.label]
+        place = f"{candidate.label:05d}-{candidate.channel}"
+        tell(i, len(findings), f"fix {name}")
+        try:
+            files.append(
+                _function("drop_list", "write_drop_list")(
+                    folder / f"{place}.csv", evidence, candidate
+                )
+            )
+            change, done = _mended(model, evidence, finding, settings["seed"])
+        except InputError as error:
+            problems.append(Problem(name, "cannot be mended", str(error)))
+            continue
+        files.append(change.save(folder / f"{place}.safetensors"))
+        rows.append(_fix_row(name, candidate.channel, done))
+    table = folder / "fixes.csv"
+    workspace.parts.write(table, csv_of(rows).encode())
+    return [*files, table], problems
+
+
+def _mended(model: nn.Module, evidence: Evidence, finding: Finding, seed: int) -> tuple[Any, Any]:
+    """A correction of the model, and what it does on pictures that it was not fitted to."""
+    change = _function("mitigating", "mitigate")(model, evidence, finding, seed=seed)
+    measure = _function("mitigating", "evaluate_mitigation")
+    return change, measure(model, evidence, finding, change, seed=seed)
+
+
+_OUTCOME = ("clean", "attacked", "attack_rate", "effect")
+_FIX_COLUMNS: list[str] = [
+    *("class", "channel", "pairs", "recovery", "cost"),
+    *(f"{key}_{when}" for when in ("before", "after") for key in _OUTCOME),
+]
+
+
+def _fix_row(name: str, channel: str, done: Any) -> list[str]:
+    outcomes = [getattr(one, key) for one in (done.before, done.after) for key in _OUTCOME]
+    numbers = [f"{value:.6g}" for value in (done.count, done.recovery, done.cost, *outcomes)]
+    return [name, str(channel), *numbers]
 
 
 def _function(module: str, name: str) -> Callable[..., Any]:

@@ -197,13 +197,19 @@ def verify(out: Path, device: str, classes: tuple[str, ...]) -> None:
 @out_option
 @device_option
 def fix(out: Path, device: str) -> None:
-    """Write what may be done about the proven findings."""
+    """Write what may be done about findings: lists of pictures, and corrections of the model."""
     console = Console()
-    with failures_told(console, out, ADVICE):
+    with failures_told(console, out, ADVICE), progress_bar(console) as bar:
         stage = _Late.of(out, device)
         findings = late.read_findings(stage.workspace)
-        files = late.fix(stage.workspace, stage.model, stage.evidence, findings)
-    _end(console, stage.workspace, [], files)
+        files, problems = late.fix(
+            stage.workspace,
+            stage.model,
+            stage.evidence,
+            findings,
+            progress=progress_of(bar, "fix"),
+        )
+    _end(console, stage.workspace, problems, files)
 
 
 @command.command("report")
