@@ -71,6 +71,8 @@ class VMamba(nn.Module):
         eps: Of every norm.
     """
 
+    output_fmt = "NHWC"
+
     def __init__(
         self,
         img_size: int | Sequence[int] = 224,

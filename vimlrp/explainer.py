@@ -18,7 +18,7 @@ from vimlrp.rules import Rule
 from vimlrp.targets import Target
 from vimlrp.wrapping import wrap
 
-__all__ = ["Explainer", "explain"]
+__all__ = ["Explainer", "explain", "model_name"]
 
 CompositeLike = str | Composite | Mapping[str, Rule | str]
 
@@ -134,7 +134,7 @@ class Explainer:
         result = self._replays(model, batch.x, self.composite, request)
         return Relevance(
             **{name: getattr(result, name) for name in _FIELDS},
-            model=_name(self.model),
+            model=model_name(self.model),
             composite=str(self.composite),
             class_names=self.class_names,
             sources=batch.sources,
@@ -173,7 +173,12 @@ def explain(
     return explainer(images, target=target, contrast=contrast, record=record, start=start)
 
 
-def _name(model: nn.Module) -> str:
+def model_name(model: nn.Module) -> str:
+    """What a model is called: its architecture and its weights, or the name of its class.
+
+    Args:
+        model: Any.
+    """
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     name = str(config.get("architecture") or type(model).__name__)
     weights = getattr(model, "weights_source", None)

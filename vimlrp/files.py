@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vimlrp.errors import InputError
 
-__all__ = ["atomic_folder", "atomic_write", "distinct_names", "sha256_of"]
+__all__ = ["atomic_folder", "atomic_write", "distinct_names", "remove_leftovers", "sha256_of"]
 
 
 def atomic_write(path: str | Path, data: bytes) -> Path:
@@ -81,6 +81,16 @@ def atomic_folder(
         _move_in(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the unfinished files that a killed process left in a folder and below it.
+
+    Only for a folder that no other process writes to.
+    """
+    for part in Path(folder).rglob(".vimlrp-*.part"):
+        if part.is_file():
+            part.unlink(missing_ok=True)
 
 
 def sha256_of(source: str | Path | bytes | NDArray[np.generic]) -> str:

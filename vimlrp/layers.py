@@ -32,7 +32,18 @@ class LayerRecord:
 
     @classmethod
     def of(cls, streams: Sequence[Tensor], gradients: Sequence[Tensor]) -> "LayerRecord":
-        """Sum streams and the relevance that each carries."""
+        """Sum streams and the relevance that each carries.
+
+        Raises:
+            InputError: If they have different shapes, and so no sum.
+        """
+        shapes = {tuple(stream.shape) for stream in streams}
+        if len(shapes) > 1:
+            given = " and ".join(map(str, sorted(shapes)))
+            raise InputError(
+                f"a recorded layer returns tensors of shapes {given}, which have no sum: record a "
+                "layer inside it"
+            )
         activation = sum(s.detach() for s in streams)
         relevance = sum(s.detach() * g for s, g in zip(streams, gradients, strict=True))
         return cls(torch.as_tensor(activation), torch.as_tensor(relevance))

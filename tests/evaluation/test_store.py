@@ -39,6 +39,31 @@ def test_a_folder_of_somebody_elses_is_refused(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "dear"
 
 
+def test_what_a_killed_write_left_is_no_other_file(tmp_path):
+    for place in (tmp_path, tmp_path / "parts"):
+        place.mkdir(exist_ok=True)
+        (place / ".vimlrp-0123.part").write_bytes(b"half")
+    store = Store(tmp_path / "parts", SETTINGS)
+    store[0, "m"] = PART
+    assert not list((tmp_path / "parts").rglob("*.part"))
+    assert (tmp_path / ".vimlrp-0123.part").exists()
+
+
+def test_a_full_disk_is_named_and_keeps_what_is_measured(tmp_path, monkeypatch):
+    store = Store(tmp_path, SETTINGS)
+    store[0, "m"] = PART
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vimlrp.files.os.fsync", full)
+    with pytest.raises(InputError, match=r"00001-m\.npz cannot be written.*No space.*stays"):
+        store[1, "m"] = PART
+    monkeypatch.undo()
+    assert [(i, "m") in Store(tmp_path, SETTINGS) for i in (0, 1)] == [True, False]
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_unreadable_settings_are_other_settings(tmp_path):
     Store(tmp_path, SETTINGS)[0, "m"] = PART
     (tmp_path / "settings.json").write_text("{")
@@ -78,7 +103,7 @@ def test_parts_that_cannot_be_removed_are_no_loss_in_silence(tmp_path, monkeypat
     def refuse(path):
         raise PermissionError(13, "not allowed")
 
-    monkeypatch.setattr("vimlrp.evaluation.store.shutil.rmtree", refuse)
+    monkeypatch.setattr("vimlrp.evaluation.parts.shutil.rmtree", refuse)
     with pytest.raises(InputError, match="not allowed"):
         Store(tmp_path, {**SETTINGS, "model": "b"}, overwrite=True)
     assert (0, "m") in Store(tmp_path, SETTINGS)

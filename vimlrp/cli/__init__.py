@@ -2,7 +2,7 @@
 
 import click
 
-from vimlrp.cli import doctor, evaluate, explain, models
+from vimlrp.cli import audit, doctor, evaluate, explain, models
 
 __all__ = ["main"]
 
@@ -13,5 +13,5 @@ def main() -> None:
     """Explain Vision Mamba image classifiers."""
 
 
-for _module in (explain, evaluate, models, doctor):
+for _module in (explain, evaluate, audit, models, doctor):
     main.add_command(_module.command)

@@ -26,6 +26,11 @@ _EXTRAS = (
     ("plot", "matplotlib", "matplotlib", "plots of check_conservation and curves of evaluate"),
     ("baselines", "captum", "captum", "SmoothGrad, integrated gradients, occlusion"),
     ("baselines", "grad-cam", "pytorch_grad_cam", "Grad-CAM"),
+    ("audit", "imagehash", "imagehash", "copies of pictures in audits"),
+    ("audit", "scipy", "scipy", "statistics of audits"),
+    ("audit", "scikit-learn", "sklearn", "clusters in audits"),
+    ("audit", "jinja2", "jinja2", "reports of audits"),
+    ("audit", "h5py", "h5py", "audits for ViRelAy"),
 )
 # Their builds read the PyTorch that is installed.
 _FLAGS = {"mamba-ssm": " --no-build-isolation"}

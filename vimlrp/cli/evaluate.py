@@ -10,8 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from vimlrp.cli.loading import UsageError, load_model, model_options, progress_bar
-from vimlrp.errors import VimLRPError
+from vimlrp.cli.loading import (
+    UsageError,
+    failures_told,
+    load_model,
+    model_options,
+    progress_bar,
+    progress_of,
+)
 from vimlrp.evaluation import plots, reports
 from vimlrp.evaluation.data import read_data
 from vimlrp.evaluation.measures import Metric
@@ -113,7 +119,11 @@ def command(
     samples had problems (problems.csv), 2 nothing could start, 130 interrupted.
     """
     console = Console()
-    try:
+    advice = (
+        "the same command with a smaller --forward-size goes on from what is measured; a smaller "
+        "--batch-size needs another folder or --overwrite"
+    )
+    with failures_told(console, out, advice):
         if draw:
             plots.require_matplotlib()
         model = load_model(name, checkpoint, weights, num_classes, device)
@@ -135,19 +145,6 @@ def command(
         results = _run(plan, store, console)
         files = reports.write(results, out, command=shlex.join(sys.argv))
         files += plots.draw_curves(results, out / "curves") if draw else []
-    except VimLRPError as error:
-        raise UsageError(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise UsageError(
-            f"the device has too little memory ({str(error).partition('.')[0]}): the same command "
-            "with a smaller --forward-size goes on from what is measured; a smaller --batch-size "
-            "needs another folder or --overwrite"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written to ({error}); what is measured stays") from error
-    except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on from what {out} holds")
-        raise click.exceptions.Exit(130) from None
     _show(results, files, console)
     if results.problems:
         raise click.exceptions.Exit(1)
@@ -172,14 +169,7 @@ def _class_count(model: nn.Module, name: str) -> int:
 
 def _run(plan: Plan, store: Store, console: Console) -> Results:
     with progress_bar(console) as bar:
-        task = bar.add_task("evaluating")
-        run(
-            plan,
-            store,
-            lambda done, total, text: bar.update(
-                task, completed=done, total=total, description=text
-            ),
-        )
+        run(plan, store, progress_of(bar, "evaluating"))
     return collect(plan, store)
 
 

@@ -1,6 +1,7 @@
 """What verbs of the command line share: options of the model, its loading, progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from vimlrp.cli.models import model_names
+from vimlrp.errors import VimLRPError
 from vimlrp.models.checkpoint import load_checkpoint
 from vimlrp.models.reading import Weights
 
-__all__ = ["DEFAULT_MODEL", "UsageError", "load_model", "model_options", "progress_bar"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "UsageError",
+    "failures_told",
+    "load_model",
+    "model_options",
+    "progress_bar",
+    "progress_of",
+]
 
 DEFAULT_MODEL = "vim_nano_patch16_224.imagenette"
 
@@ -120,3 +130,41 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True)
+
+
+def progress_of(bar: Progress, title: str) -> Callable[[int, int, str], None]:
+    """A function that long runs tell how far they are, shown by a bar.
+
+    Args:
+        bar: Of `progress_bar`.
+        title: Shown until it is told something.
+    """
+    task = bar.add_task(title)
+
+    def tell(done: int, total: int, text: str) -> None:
+        bar.update(task, completed=done, total=total, description=text)
+
+    return tell
+
+
+@contextmanager
+def failures_told(console: Console, out: Path, advice: str) -> Iterator[None]:
+    """Turn what a run that can be resumed may raise into a message and an exit code.
+
+    Args:
+        console: Where to say that the run was interrupted.
+        out: The folder that the run writes to.
+        advice: What to do where the device has too little memory.
+    """
+    try:
+        yield
+    except VimLRPError as error:
+        raise UsageError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(".")[0]
+        raise UsageError(f"the device has too little memory ({reason}): {advice}") from error
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written to ({error}); what is there stays") from error
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the same command goes on from what {out} holds")
+        raise click.exceptions.Exit(130) from None

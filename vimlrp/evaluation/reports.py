@@ -1,12 +1,9 @@
 """Results as files: samples and problems as CSV, tables as Markdown, curves as pictures."""
 
-import csv
-import io
 import json
 import math
 import platform
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch
 
 from vimlrp.evaluation.bootstrap import Estimate
 from vimlrp.evaluation.measures import Statistic
+from vimlrp.evaluation.problem_tables import csv_of, problem_counts, problem_csv
 from vimlrp.evaluation.results import Results
 from vimlrp.files import atomic_write, sha256_of
 
@@ -42,9 +40,9 @@ def write(results: Results, folder: str | Path, *, command: str = "") -> list[Pa
     """
     folder = Path(folder)
     texts = {
-        "samples.csv": _csv(_sample_rows(results)),
-        "curves.csv": _csv(_curve_rows(results)),
-        "problems.csv": _csv(_problem_rows(results)),
+        "samples.csv": csv_of(_sample_rows(results)),
+        "curves.csv": csv_of(_curve_rows(results)),
+        "problems.csv": problem_csv(results.problems),
         "table.md": result_table(results) + "\n" + problem_summary(results),
         "cost.md": cost_table(results),
     }
@@ -123,12 +121,7 @@ def problem_summary(results: Results) -> str:
     Args:
         results: What to count in.
     """
-    if not results.problems:
-        return "No sample had a problem.\n"
-    counts = Counter((problem.kind, problem.method or "the sample") for problem in results.problems)
-    rows = [f"| {kind} | {where} | {count} |" for (kind, where), count in sorted(counts.items())]
-    head = ["| problem | of | count |", "|---|---|---|"]
-    return "\n".join([*head, *rows, "", "Listed in problems.csv."]) + "\n"
+    return problem_counts(results.problems)
 
 
 def _sample_rows(results: Results) -> Iterator[list[Any]]:
@@ -159,23 +152,11 @@ def _means(values: Any) -> Any:
     return present.mean(axis=0) if len(present) else np.full(values.shape[1], np.nan)
 
 
-def _problem_rows(results: Results) -> Iterator[list[Any]]:
-    yield ["sample", "method", "problem", "detail"]
-    for problem in results.problems:
-        yield [problem.sample, problem.method, problem.kind, problem.detail]
-
-
 def _number(value: float) -> str:
     if math.isnan(value):
         return ""
     whole = math.isfinite(value) and value == int(value) and abs(value) < 2**53
     return str(int(value)) if whole else f"{value:.9g}"
-
-
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
 
 
 def _manifest(results: Results, written: Sequence[Path], command: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vimlrp.ahead import read_ahead
 from vimlrp.errors import InputError
 from vimlrp.evaluation.checks import check_methods, check_metrics
 from vimlrp.evaluation.data import DataSet, Problem, Sample
@@ -194,15 +195,9 @@ def _read_ahead(
     batches: Sequence[tuple[int, Sequence[Sample]]], plan: Plan
 ) -> Iterator[tuple[int, _Read]]:
     """Read batches, the next one while one is measured."""
-    with ThreadPoolExecutor(_READERS) as pool, ThreadPoolExecutor(1) as ahead:
-        waiting: list[tuple[int, Future[_Read]]] = []
-        for first, samples in batches:
-            waiting.append((first, ahead.submit(_read, samples, plan, pool)))
-            if len(waiting) > 1:
-                place, future = waiting.pop(0)
-                yield place, future.result()
-        for place, future in waiting:
-            yield place, future.result()
+    with ThreadPoolExecutor(_READERS) as pool:
+        reads = read_ahead(lambda batch: _read(batch[1], plan, pool), batches)
+        yield from zip((first for first, _ in batches), reads, strict=True)
 
 
 _Row = tuple[Tensor | None, NDArray[np.bool_] | None, list[Problem]]

@@ -1,0 +1,104 @@
+import math
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+import pytest
+
+from vimlrp.audit.records import (
+    Candidate,
+    Channel,
+    ClassScore,
+    Effect,
+    Finding,
+    Screening,
+    Verdict,
+)
+from vimlrp.audit.saving import pack, unpack
+from vimlrp.errors import InputError
+from vimlrp.evaluation.data import Problem
+from vimlrp.evaluation.parts import Part, Parts
+
+
+def score(label, channel=Channel.LATENT, cluster=(3, 5)):
+    return ClassScore(
+        label, channel, 40, 0.25, 3.5, 2, 0.01, np.float64(0.05), True, np.array(cluster, np.int64)
+    )
+
+
+def candidate():
+    rng = np.random.default_rng(0)
+    return Candidate(
+        2,
+        Channel.RELEVANCE,
+        np.array([1, 4]),
+        rng.normal(size=6).astype(np.float32),
+        np.arange(5),
+        rng.normal(size=5).astype(np.float32),
+        np.array([4]),
+        rng.random((1, 8, 8)) > 0.5,
+        True,
+        (("jpeg_quality", 0.9), ("text", 0.75)),
+    )
+
+
+FINDING = Finding(
+    candidate(),
+    (Effect("removal", -1.5, -2.0, -1.0, 12), Effect("insertion", 2, 1, 3, 12, 0.25)),
+    Verdict.CAUSAL,
+    None,
+    False,
+    "Look at the corner – é",
+    ("few images",),
+)
+
+
+def same(a, b):
+    if is_dataclass(a):
+        assert type(a) is type(b)
+        for f in fields(a):
+            same(getattr(a, f.name), getattr(b, f.name))
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    elif isinstance(a, tuple | list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            same(one, other)
+    elif isinstance(a, float) and math.isnan(a):
+        assert math.isnan(b)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        (Screening((score(1), score(0, Channel.STATISTICS, ())), 0.1, (Problem("a", "b", "c"),)),
+         Screening),
+        (candidate(), Candidate),
+        (FINDING, Finding),
+        ([FINDING, FINDING], list[Finding]),
+        ([], list[Candidate]),
+    ],
+    ids=["screening", "candidate", "finding", "findings", "nothing"],
+)  # fmt: skip
+def test_records_come_back_from_disk_as_they_were(record, kind, tmp_path):
+    Parts(tmp_path, {}, what="an audit")["a/b"] = pack(record, rate=0.1)
+    part = Parts(tmp_path, None, what="an audit")["a/b"]
+    same(unpack(part, kind), record)
+    assert part.facts["rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "part", [Part({}), Part({}, facts={"record": {"label": 1}}), pack(FINDING)]
+)
+def test_a_part_of_something_else_is_named(part):
+    with pytest.raises(InputError, match="holds no Screening"):
+        unpack(part, Screening)
+
+
+def test_enumerations_are_checked():
+    part = pack(FINDING)
+    part.facts["record"]["verdict"] = "guilty"
+    with pytest.raises(InputError, match="guilty"):
+        unpack(part, Finding)
