@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vimlrp.audit.embedding import Points
 from vimlrp.optional import optional
 
-__all__ = ["either", "excess_p_value", "rotated"]
+__all__ = ["either", "excess_p_value", "positive", "rotated"]
 
 
 def rotated(points: Points, rng: np.random.Generator) -> Points:
@@ -57,9 +57,9 @@ def excess_p_value(value: float, draws: NDArray[np.float64]) -> float:
 def either(*p_values: float) -> float:
     """The p-value of the least of several (Sidak, 1967); conservative if they go together."""
     least = min(p_values)
-    return positive(
-        float(-np.expm1(len(p_values) * np.log1p(-min(least, 1.0)))) if least < 1 else 1
-    )
+    if least >= 1:
+        return 1.0
+    return positive(float(-np.expm1(len(p_values) * np.log1p(-least))))
 
 
 def positive(p_value: float) -> float:

@@ -35,9 +35,9 @@ class Natural:
 
 
 NATURAL = {
-    Channel.RELEVANCE: (Natural(0.0, 0.3), Natural(0.1, 0.4)),
-    Channel.LATENT: (Natural(0.0, 0.4), Natural(0.1, 0.4)),
-    Channel.STATISTICS: (Natural(0.5, 0.5), Natural(0.5, 0.6)),
+    Channel.RELEVANCE: (Natural(0.0, 0.25), Natural(0.1, 0.35)),
+    Channel.LATENT: (Natural(0.0, 0.5), Natural(0.1, 0.35)),
+    Channel.STATISTICS: (Natural(0.5, 0.5), Natural(0.6, 0.7)),
 }
 """Excess of connectivity and of separation in ten classes of photographs, two models."""
 

@@ -190,7 +190,8 @@ def _measurements(
         apply = executor.map if executor else map
         for start in range(0, len(tasks), _AHEAD * workers):
             batch = tasks[start : start + _AHEAD * workers]
-            yield from zip(batch, apply(measure, *zip(*map(prepared, batch))), strict=True)
+            arguments = zip(*map(prepared, batch), strict=True)
+            yield from zip(batch, apply(measure, *arguments), strict=True)
 
 
 def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...]:

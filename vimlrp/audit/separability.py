@@ -103,21 +103,25 @@ def _partitions(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Dimensions and labels, (n,), -1 for samples in no cluster."""
     for count in _COUNTS:
-        if count - 1 <= available:
-            yield count - 1, _k_means(spectrum.embedding(count - 1), count, seed)
+        labels = (
+            _k_means(spectrum.embedding(count - 1), count, seed) if count <= available else None
+        )
+        if labels is not None:
+            yield count - 1, labels
     dimensions = min(_DENSITY_DIMENSIONS, available)
     cluster = optional("sklearn.cluster", "scikit-learn", "audit")
     density = cluster.HDBSCAN(min_cluster_size=SMALLEST, copy=True)
     yield dimensions, density.fit_predict(spectrum.embedding(dimensions))
 
 
-def _k_means(points: Points, count: int, seed: int) -> NDArray[np.int64]:
-    """Labels, (n,); SciPy's passes are compiled for few points, where scikit-learn's start slow."""
-    cluster = optional("sklearn.cluster", "scikit-learn", "audit")
+def _k_means(points: Points, count: int, seed: int) -> NDArray[np.int64] | None:
+    """Labels, (n,), or None where there are fewer distinct points than clusters.
+
+    By SciPy, which has less to set up than scikit-learn: most classes are small, and many.
+    """
     vq = optional("scipy.cluster.vq", "scipy", "audit")
-    starts, _ = cluster.kmeans_plusplus(points, count, random_state=seed)
     try:
-        _, labels = vq.kmeans2(points, starts, minit="matrix", missing="raise")
-    except vq.ClusterError:  # fewer distinct points than clusters: the starts themselves will do
-        labels, _ = vq.vq(points, starts)
+        _, labels = vq.kmeans2(points, count, minit="++", missing="raise", rng=seed)
+    except vq.ClusterError:
+        return None
     return labels
