@@ -69,7 +69,7 @@ def test_statistics_are_scaled_by_the_spread_within_all_classes():
     points = features(evidence, Channel.STATISTICS, np.arange(30))
     assert points.shape == (30, 4)
     scaled = (parts[0] - np.median(parts[0], 0))[:, :4] / expected[:4]
-    np.testing.assert_allclose(points, np.clip(scaled, -5, 5), rtol=1e-6)
+    np.testing.assert_allclose(points, np.clip(scaled, -3, 3), rtol=1e-6)
 
 
 def test_a_group_of_one_class_does_not_widen_its_own_scale():
@@ -118,9 +118,9 @@ def test_copies_do_not_count_in_the_spread():
 def test_relevance_that_is_not_finite_is_refused_by_number(channel):
     evidence = clean_evidence(1, 20)
     maps, latent = evidence.maps.copy(), evidence.latent.copy()
-    maps[7], latent[7] = np.nan, np.inf
+    maps[7], latent[7, 0] = np.nan, np.nan
     broken = replace(evidence, maps=maps, latent=latent)
-    with pytest.raises(InputError, match="1 of 10 samples have no finite .* number 7"):
+    with pytest.raises(InputError, match=r"1 of 10 samples have no finite .* number 7"):
         features(broken, channel, np.arange(10))
 
 
@@ -146,10 +146,9 @@ def test_a_picture_of_a_class_is_the_same_for_the_same_seed():
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("method", ["pca", "umap"])
 @pytest.mark.parametrize("points", [np.zeros((9, 4)), np.eye(3)[:, :1], np.eye(2)])
-def test_pictures_of_almost_nothing(points, method):
-    found = embedding_2d(points, method=method)
+def test_pictures_of_almost_nothing(points):
+    found = embedding_2d(points, method="umap")
     assert found.shape == (len(points), 2)
     assert np.isfinite(found).all()
 

@@ -27,7 +27,9 @@ __all__ = [
 Points = NDArray[np.float64]
 
 _LEVELS = 3  # of the pyramid: sides S, S/2 and S/4
-_GREATEST = 5.0  # standard deviations: what lies beyond is as far out as it gets
+# Standard deviations, beyond which a statistic is as far out as it gets: a rare property, such as
+# being a grey picture, is no more of a group for being rare.
+_GREATEST = 3.0
 _TINY = 1e-9  # relative; what float16 sums leave of a constant
 
 
@@ -201,7 +203,8 @@ def _shares(values: NDArray[np.floating[Any]]) -> Points:
     """Values over the sum of their magnitudes, (n, d); float16 rounded that sum."""
     wide = values.astype(np.float64)
     total = np.abs(wide).sum(1, keepdims=True)
-    return np.divide(wide, total, out=np.zeros_like(wide), where=total != 0)
+    with np.errstate(invalid="ignore"):  # infinite ones become NaN, which is refused later
+        return np.divide(wide, total, out=np.zeros_like(wide), where=total != 0)
 
 
 def _pooled(parts: Points, factor: int) -> Points:

@@ -86,15 +86,16 @@ def screen(
     _check(rate, draws, per_class, seed, workers)
     tasks, problems = _tasks(evidence, _in_order(channels), per_class, seed)
     measured: list[_Measured] = []
+    done = 0
     for task, found in _measurements(evidence, tasks, draws, workers):
-        name = evidence.class_names[task.label]
+        done, name = done + 1, evidence.class_names[task.label]
         if found is None:
             detail = f"all {len(task.indices)} samples are alike in {task.channel}"
             problems.append(Problem(name, "nothing to compare", detail))
         else:
             measured.append((task, found))
         if progress:
-            progress(len(measured) + len(problems), len(tasks) + len(problems), name)
+            progress(done, len(tasks), name)
     return Screening(_scores(measured, rate), rate, tuple(problems))
 
 
