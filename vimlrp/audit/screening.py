@@ -1,0 +1,235 @@
+"""Which classes look as if some of their samples were recognised by something else?"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vimlrp.audit.embedding import Points, features, spreads
+from vimlrp.audit.measuring import FEWEST_DRAWS, Measurement, measure
+from vimlrp.audit.nulls import either
+from vimlrp.audit.peers import NATURAL, peer_p_values
+from vimlrp.audit.records import Channel, ClassScore, Evidence, Screening
+from vimlrp.errors import InputError
+from vimlrp.evaluation.data import Problem
+from vimlrp.optional import optional
+
+__all__ = ["FEWEST", "Progress", "equal_count", "screen"]
+
+Progress = Callable[[int, int, str], None]
+"""Is told how many of how many measurements are done, and the class of the last one."""
+
+FEWEST = 20
+"""Samples of a class that can be screened: of fewer, a quarter is no cluster of five."""
+
+_MOST = 400  # samples of a class by default, at a fifth of the cost of 1300
+_SHARE_BELOW = 0.1  # of the classes may have fewer than the equal number
+_AHEAD = 8  # measurements for each process that are prepared at a time
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A class to measure in a channel, by the indices of its samples."""
+
+    label: int
+    channel: Channel
+    indices: NDArray[np.int64]
+    seed: tuple[int, ...]
+
+
+_Measured = tuple[_Task, Measurement]
+
+
+def screen(
+    evidence: Evidence,
+    *,
+    rate: float = 0.1,
+    draws: int = 20,
+    per_class: int | None = None,
+    channels: Sequence[Channel] = tuple(Channel),
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Screening:
+    """Rank the classes of a data set by how far their samples fall apart.
+
+    Two statistics of a class's graph of nearest neighbours count: how easily it is cut in two, and
+    how far its most separable cluster stands apart. Each has to exceed both what copies of the
+    class without groups give and what the other classes give; the larger of the two p-values is
+    its own. The smaller one of the two statistics, corrected for the choice, is that of the class
+    in the channel. False discoveries are controlled over all classes and channels by Benjamini &
+    Hochberg (1995), whose bound holds for channels of one class that err together.
+
+    Args:
+        evidence: What is known of the samples.
+        rate: Share of false alarms to allow among the flagged, within 0 and 1.
+        draws: From the null for each class and channel, at least 8.
+        per_class: Samples of a class to use at most, at least 20; None for `equal_count`. Classes
+            with fewer are screened with what they have.
+        channels: What to look at.
+        seed: Of every drawing, not negative; that of a class depends on it and the class alone.
+        workers: Processes to measure in. The result is the same for any number.
+        progress: Is told how far it is.
+
+    Returns:
+        A score for each class of 20 or more samples and each channel in which they differ. What
+        could not be screened is listed as problems.
+
+    Raises:
+        InputError: If an argument is outside its range.
+        MissingDependencyError: If SciPy or scikit-learn is not installed.
+    """
+    _check(rate, draws, per_class, seed, workers)
+    tasks, problems = _tasks(evidence, _in_order(channels), per_class, seed)
+    measured: list[_Measured] = []
+    done = 0
+    for task, found in _measurements(evidence, tasks, draws, workers):
+        done, name = done + 1, evidence.class_names[task.label]
+        if found is None:
+            detail = f"all {len(task.indices)} samples are alike in {task.channel}"
+            problems.append(Problem(name, "nothing to compare", detail))
+        else:
+            measured.append((task, found))
+        if progress:
+            progress(done, len(tasks), name)
+    return Screening(_scores(measured, rate), rate, tuple(problems))
+
+
+def equal_count(counts: Sequence[int]) -> int:
+    """Samples to use of each class, so that classes are compared at equal numbers.
+
+    Both statistics depend on the number of samples, and more samples show finer structure. Nine of
+    ten classes have the number; the number of the smallest class would blind the rest.
+
+    Args:
+        counts: Samples of the classes.
+
+    Returns:
+        Within 20 and 400.
+    """
+    usable = sorted(count for count in counts if count >= FEWEST)
+    return min(usable[int(_SHARE_BELOW * len(usable))], _MOST) if usable else FEWEST
+
+
+def _check(rate: float, draws: int, per_class: int | None, seed: int, workers: int) -> None:
+    if not 0 < rate < 1:
+        raise InputError(f"rate is {rate}; give a share of false alarms between 0 and 1")
+    if draws < FEWEST_DRAWS:
+        raise InputError(f"draws is {draws}; give {FEWEST_DRAWS} or more")
+    if per_class is not None and per_class < FEWEST:
+        raise InputError(f"per_class is {per_class}; give {FEWEST} or more, or None")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+    if workers < 1:
+        raise InputError(f"workers is {workers}; give 1 or more")
+
+
+def _in_order(channels: Sequence[Channel]) -> list[Channel]:
+    known = list(Channel)
+    if not channels or any(channel not in known for channel in channels):
+        raise InputError(f"channels are {list(channels)}; give one or more of {', '.join(known)}")
+    return [channel for channel in known if channel in channels]
+
+
+def _tasks(
+    evidence: Evidence, channels: Sequence[Channel], per_class: int | None, seed: int
+) -> tuple[list[_Task], list[Problem]]:
+    own = {int(label): evidence.of_class(int(label)) for label in np.unique(evidence.labels)}
+    count = equal_count([len(i) for i in own.values()]) if per_class is None else per_class
+    tasks, problems = [], []
+    for number, channel in enumerate(channels):
+        finite = _finite(evidence, channel)
+        for label, indices in own.items():
+            name, usable = evidence.class_names[label], indices[finite[indices]]
+            if len(usable) < len(indices):
+                lost = len(indices) - len(usable)
+                detail = f"{lost} of {len(indices)} samples have no finite {channel}"
+                problems.append(Problem(name, "left out", detail))
+            if len(usable) >= FEWEST:
+                chosen = _drawn(usable, count, (seed, label))
+                tasks.append(_Task(label, channel, chosen, (seed, label, number)))
+            elif number == 0 or len(usable) < len(indices):
+                detail = f"{len(usable)}, needs {FEWEST}"
+                problems.append(Problem(name, "not enough images", detail))
+    return tasks, problems
+
+
+def _finite(evidence: Evidence, channel: Channel) -> NDArray[np.bool_]:
+    """Which samples can be seen in a channel, (N,); statistics may be missing one by one."""
+    if channel is Channel.STATISTICS:
+        return np.ones(len(evidence), dtype=np.bool_)
+    values = evidence.maps if channel is Channel.RELEVANCE else evidence.latent
+    return np.asarray(np.isfinite(values.reshape(len(evidence), -1)).all(1))
+
+
+def _drawn(indices: NDArray[np.int64], count: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """At most `count` of the indices, ascending; the same ones in every channel.
+
+    One subsample, since a mean of p-values of several is no p-value.
+    """
+    if len(indices) <= count:
+        return indices
+    rng = np.random.default_rng(list(seed))
+    return np.sort(rng.choice(indices, count, replace=False))
+
+
+def _measurements(
+    evidence: Evidence, tasks: Sequence[_Task], draws: int, workers: int
+) -> Iterator[tuple[_Task, Measurement | None]]:
+    spread = spreads(evidence)
+
+    def prepared(task: _Task) -> tuple[Points, int, tuple[int, ...]]:
+        return features(evidence, task.channel, task.indices, spread), draws, task.seed
+
+    # Each process starts afresh: a copy of one that holds threads may hang.
+    pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext()
+    with pool as executor:
+        apply = executor.map if executor else map
+        for start in range(0, len(tasks), _AHEAD * workers):
+            batch = tasks[start : start + _AHEAD * workers]
+            arguments = zip(*map(prepared, batch), strict=True)
+            yield from zip(batch, apply(measure, *arguments), strict=True)
+
+
+def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...]:
+    """Scores of all channels, most suspicious first."""
+    if not measured:
+        return ()
+    stats = optional("scipy.stats", "scipy", "audit")
+    p_values = np.empty(len(measured))
+    for channel in Channel:
+        places = [i for i, (task, _) in enumerate(measured) if task.channel is channel]
+        if places:
+            p_values[places] = _of_channel(channel, [measured[i][1] for i in places])
+    q_values = stats.false_discovery_control(p_values, method="bh")
+    order = sorted(range(len(measured)), key=lambda i: (p_values[i], -measured[i][1].standardised))
+    return tuple(_score(*measured[i], p_values[i], q_values[i], rate) for i in order)
+
+
+def _of_channel(channel: Channel, found: Sequence[Measurement]) -> list[float]:
+    """P-values of all classes in a channel."""
+    excess = np.stack([one.excess for one in found])  # (m, 2)
+    peers = [peer_p_values(excess[:, i], NATURAL[channel][i]) for i in (0, 1)]
+    return [
+        either(*(max(null, peers[i][place]) for i, null in enumerate(one.p_values)))
+        for place, one in enumerate(found)
+    ]
+
+
+def _score(task: _Task, found: Measurement, p: float, q: float, rate: float) -> ClassScore:
+    return ClassScore(
+        label=task.label,
+        channel=task.channel,
+        count=found.count,
+        connectivity=found.connectivity,
+        separability=found.ratio,
+        eigengap=found.eigengap,
+        p_value=float(p),
+        q_value=float(q),
+        flagged=bool(q <= rate),
+        cluster=task.indices[found.members],
+    )
