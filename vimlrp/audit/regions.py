@@ -23,7 +23,7 @@ _BLUR = 0.02
 _LARGEST = 0.4
 # So much more of the cue, as the direction measures it, must go with the region than with one of
 # its shape elsewhere.
-_GONE = 0.4
+_GONE = 0.5
 _BATCH = 32
 
 
@@ -34,9 +34,10 @@ class Localisation:
     Args:
         masks: In the model's input, (n, H, W) bool; empty where a picture shows none of it.
         maps: Positive relevance of the direction, each with sum 1 or 0, (n, H, W) float32.
-        gone: Share of the cue that goes when the masks are inpainted: the median over pictures of
-            the fall of the direction's score, over what it stands above the reference's; less the
-            same for masks moved by half a picture.
+        gone: Share of the cue that goes when the masks are inpainted, less the same for masks
+            moved by half a picture: the median over pictures. The cue is what projections exceed
+            those of the reference by, summed over positions, beyond what pictures of the
+            reference do so themselves.
         local: Whether the cue lies somewhere in particular: the masks are small, and it goes
             with them.
     """
@@ -77,7 +78,7 @@ def localise(
     """
     watched = Watched(model, layer)
     along = torch.as_tensor(np.asarray(direction, dtype=np.float32))
-    usual, clean_score = _reference(watched, along, reference)
+    usual, floor = _reference(watched, along, reference)
     explainer = Explainer(model)
     maps, masks, gone = [], [], []
     for start in range(0, len(samples), _BATCH):
@@ -85,7 +86,7 @@ def localise(
         activation = torch.cat(list(watched.activations(x)))  # (b, P, K)
         found = _map(explainer, watched, x, activation, along, usual)
         mask = np.stack([mask_of(one) for one in found])
-        gone.append(_gone(watched, x, mask, activation, along, clean_score))
+        gone.append(_gone(watched, x, mask, activation, along, usual, floor))
         maps.append(found)
         masks.append(mask)
     all_masks, shares = np.concatenate(masks), np.concatenate(gone)
@@ -162,13 +163,18 @@ def common_region(masks: NDArray[np.bool_]) -> Common:
 
 
 def _reference(watched: Watched, along: Tensor, samples: Sequence[Sample]) -> tuple[Tensor, float]:
-    """Mean projection at each position, (P,), and mean score of pictures without the cue."""
-    projections, scores = [], []
+    """Mean projection at each position, (P,), and the mean excess of pictures without the cue."""
+    parts = []
     for start in range(0, len(samples), _BATCH):
-        for part in watched.activations(watched.load(samples[start : start + _BATCH])):
-            projections.append(part @ along)
-            scores.append(part.amax(1) @ along)
-    return torch.cat(projections).mean(0), float(torch.cat(scores).mean())
+        x = watched.load(samples[start : start + _BATCH])
+        parts += [part @ along for part in watched.activations(x)]
+    projections = torch.cat(parts)  # (n, P)
+    usual = projections.mean(0)
+    return usual, float(_excess(projections, usual).sum(1).mean())
+
+
+def _excess(projections: Tensor, usual: Tensor) -> Tensor:
+    return (projections - usual).clamp(min=0)
 
 
 def _map(
@@ -179,7 +185,7 @@ def _map(
     along: Tensor,
     usual: Tensor,
 ) -> NDArray[np.float32]:
-    excess = (activation @ along - usual).clamp(min=0).sqrt()  # (b, P)
+    excess = _excess(activation @ along, usual).sqrt()  # (b, P)
     start = excess[..., None] * along  # (b, P, K)
     _, like = next(watched.run(x[:1]))
     start = _as_activation(watched, start, like)
@@ -202,16 +208,18 @@ def _gone(
     masks: NDArray[np.bool_],
     activation: Tensor,
     along: Tensor,
-    clean_score: float,
+    usual: Tensor,
+    floor: float,
 ) -> NDArray[np.float64]:
     """Share of the cue that goes with the masks more than with moved ones, (b,)."""
     regions = torch.from_numpy(grown(masks))
     half = tuple(side // 2 for side in regions.shape[1:])
-    before = activation.amax(1) @ along
-    falls = [
-        before - watched.pooled(remove(x, gone, "inpaint", watched.preprocessing)) @ along
-        for gone in (regions, regions.roll(half, dims=(1, 2)))
-    ]
-    standing = before - clean_score
+    before = _excess(activation @ along, usual).sum(1)
+    falls = []
+    for gone in (regions, regions.roll(half, dims=(1, 2))):
+        changed = remove(x, gone, "inpaint", watched.preprocessing)
+        after = torch.cat(list(watched.activations(changed))) @ along
+        falls.append(before - _excess(after, usual).sum(1))
+    standing = before - floor
     share = (falls[0] - falls[1].clamp(min=0)) / standing.clamp(min=1e-12)
     return np.asarray(torch.where(standing > 0, share, 0.0).double().numpy())
