@@ -20,6 +20,7 @@ _QUALITIES = (10, 15, 25, 40, 60)
 _SIGMAS = (0.005, 0.01, 0.02, 0.04)  # of the shorter side
 # A change imitates the cue if the direction's score goes this much of the way to the carriers'.
 _REACHED = 0.4
+_STILL = 1e-3  # the least spread of a channel to measure in
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +50,11 @@ def imitate(
     carriers: NDArray[np.int64],
     without: NDArray[np.int64],
 ) -> Imitation | None:
-    """Find the change that makes pictures look like the carriers, as the direction sees them.
+    """Find the change that makes pictures look like the carriers, as the layer sees them.
 
     Compression as JPEG (at the carriers' quality where their files tell it), blur, and a move of
-    the colours are tried.
+    the colours are tried. Of those that raise the direction's score far enough, that one counts
+    whose mean pooled activation comes nearest to the carriers'.
 
     Args:
         watched: The model and the evidence's layer.
@@ -65,29 +67,26 @@ def imitate(
         The change that comes nearest; None where none goes even near.
     """
     along = torch.as_tensor(candidate.direction)
-    shown, plain = (_scores(watched, evidence, rows, along) for rows in (carriers, without))
-    distance = float(shown.mean() - plain.mean())
+    shown, plain = (_pooled(watched, evidence, rows) for rows in (carriers, without))
+    scale = plain.std(0, correction=0).clamp(min=_STILL)
+    distance = float((shown.mean(0) - plain.mean(0)) @ along)
     if not distance > 0:
         return None
-    best: Imitation | None = None
+    found = []
     for name, change, of_file, undo in _changes(evidence, carriers, without):
-        moved = _scores(watched, evidence, without, along, change)
-        reached = float(moved.mean() - plain.mean()) / distance
-        near = best is None or abs(1 - reached) < abs(1 - best.reached)
-        if isfinite(reached) and reached >= _REACHED and near:
-            best = Imitation(name, change, reached, of_file, undo)
-    return best
+        moved = _pooled(watched, evidence, without, change).mean(0)
+        reached = float((moved - plain.mean(0)) @ along) / distance
+        # Blur and compression may look alike along one direction; over all channels they do not.
+        apart = float(((moved - shown.mean(0)) / scale).norm())
+        if isfinite(apart) and reached >= _REACHED:
+            found.append((apart, Imitation(name, change, reached, of_file, undo)))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def _scores(
-    watched: Watched,
-    evidence: Evidence,
-    rows: NDArray[np.int64],
-    along: Tensor,
-    change: Change | None = None,
+def _pooled(
+    watched: Watched, evidence: Evidence, rows: NDArray[np.int64], change: Change | None = None
 ) -> Tensor:
-    x = watched.load([evidence.samples[i] for i in rows], change)
-    return watched.pooled(x) @ along
+    return watched.pooled(watched.load([evidence.samples[i] for i in rows], change))
 
 
 def _changes(
