@@ -171,9 +171,9 @@ def evidence_of(model, data, layer):
         maps=_shares(maps),
         latent=_shares(latent),
         activations=record.activation.amax(axes).half().numpy(),
-        statistics=np.stack([data.pictures.mean((1, 2, 3)), data.pictures.std((1, 2, 3))], 1).astype(
-            np.float32
-        ),
+        statistics=np.stack(
+            [data.pictures.mean((1, 2, 3)), data.pictures.std((1, 2, 3))], 1
+        ).astype(np.float32),
         statistic_names=("brightness", "contrast"),
         originals=np.arange(len(data.samples)),
         layer=layer,

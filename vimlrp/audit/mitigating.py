@@ -21,6 +21,8 @@ _MOST = 128
 _BATCH = 64
 # What a mitigation may cost in accuracy on clean pictures where others recover less for nothing.
 _COST = 0.01
+# So much recovery is worth giving up for one that does not touch pictures without the cue.
+_UNTOUCHED = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def mitigate(
     """Fit P-ClArC to a proven finding.
 
     Directions are patterns: of the greatest activations over positions, and of their means. One or
-    both are taken, for all pictures or only for those that show the cue, whichever recovers most
-    on half of the carriers and hosts without costing accuracy there; `evaluate_mitigation`
-    measures on the other half.
+    both are taken, for all pictures or only for those that show the cue: whichever recovers most
+    on half of the carriers and hosts without costing accuracy there, and rather one that leaves
+    other pictures alone. `evaluate_mitigation` measures on the other half.
 
     Args:
         model: That the evidence was gathered with; it is left as it is.
@@ -109,9 +111,12 @@ def mitigate(
     label = finding.candidate.label
     variants = _variants(model, watched, evidence, finding, rank, reactive, seed)
     clean = _clean(watched, evidence, finding, seed, 0)
-    tried = [(mitigation, _report(model, mitigation.attach, attack, clean, label)) for mitigation in variants]
+    tried = [
+        (mitigation, _report(model, mitigation.attach, attack, clean, label))
+        for mitigation in variants
+    ]
     cheap = [pair for pair in tried if pair[1].cost <= _COST] or tried
-    best, report = max(cheap, key=lambda pair: pair[1].recovery)
+    best, report = max(cheap, key=lambda p: p[1].recovery + _UNTOUCHED * p[0].reactive)
     if not report.recovery > 0:
         raise InputError(
             f"no direction of {evidence.layer} recovers the effect (at best "

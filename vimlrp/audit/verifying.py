@@ -150,7 +150,9 @@ def _local_proof(case: _Case) -> Proof:
     x, regions = case.load(case.shown), torch.from_numpy(case.regions)
     before = case.watched.logits(x)
     removed = {
-        kind: Pairs(before, case.watched.logits(remove(x, regions, kind, case.watched.preprocessing)))
+        kind: Pairs(
+            before, case.watched.logits(remove(x, regions, kind, case.watched.preprocessing))
+        )
         for kind in REMOVALS
     }
     removal, note = _weakest(case, removed)
