@@ -162,6 +162,7 @@ def evidence_of(model, data, layer):
     maps = relevance.pixels.unflatten(2, (MAP_SIDE, -1)).unflatten(1, (MAP_SIDE, -1)).sum((2, 4))
     latent = record.relevance.sum(axes)
     probabilities = relevance.probabilities()
+    statistics = np.stack([f(data.pictures, (1, 2, 3)) for f in (np.mean, np.std)], axis=1)
     return Evidence(
         samples=data.samples,
         class_names=CLASSES,
@@ -171,9 +172,7 @@ def evidence_of(model, data, layer):
         maps=_shares(maps),
         latent=_shares(latent),
         activations=record.activation.amax(axes).half().numpy(),
-        statistics=np.stack(
-            [data.pictures.mean((1, 2, 3)), data.pictures.std((1, 2, 3))], 1
-        ).astype(np.float32),
+        statistics=statistics.astype(np.float32),
         statistic_names=("brightness", "contrast"),
         originals=np.arange(len(data.samples)),
         layer=layer,

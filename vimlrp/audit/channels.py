@@ -8,7 +8,7 @@ __all__ = ["channel_axis", "positions"]
 
 _CHANNELS_FIRST = (
     nn.Conv2d,
-    nn.modules.batchnorm._BatchNorm,  # noqa: SLF001  (the only name of what they share)
+    nn.modules.batchnorm._BatchNorm,
     nn.GroupNorm,
     nn.InstanceNorm2d,
 )

@@ -161,7 +161,7 @@ def split(scores: NDArray[np.floating], seeds: Bools, *, fewest: int = 3) -> flo
     cuts = cuts[order[cuts - 1] < limit]
     if len(cuts) == 0:
         return float("inf")
-    best = cuts[int(np.argmin([_error(order, cut) for cut in cuts]))]
+    best = cuts[int(np.argmin([_error(order, int(cut)) for cut in cuts]))]
     return float((order[best - 1] + order[best]) / 2)
 
 

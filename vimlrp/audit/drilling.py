@@ -110,9 +110,9 @@ def expand(evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate
 
 def _seeds(evidence: Evidence, score: ClassScore) -> NDArray[np.int64]:
     cluster = np.asarray(score.cluster, dtype=np.int64)
-    if len(cluster) and not (0 <= cluster.min() and cluster.max() < len(evidence)):
+    if len(cluster) and not (cluster.min() >= 0 and cluster.max() < len(evidence)):
         raise InputError(
-            f"the cluster names sample {cluster.max()}, and the evidence has {len(evidence)}: "
+            f"the cluster names samples {cluster.min()} to {cluster.max()}, and the evidence has {len(evidence)}: "
             "give the evidence that was screened"
         )
     if (evidence.labels[cluster] != score.label).any():

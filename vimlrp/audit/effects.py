@@ -69,7 +69,7 @@ def effect_of(
     finite = np.isfinite(values)
     _, own = np.unique(groups[finite], return_inverse=True)
     sums = np.bincount(own, values[finite])
-    means = sums / np.bincount(own) if len(sums) else sums
+    means: NDArray[np.float64] = np.asarray(sums / np.maximum(np.bincount(own), 1), np.float64)
     mean = Statistic.mean("difference", "difference", "none")
     columns = {"difference": means}
     (found,) = estimates([mean], columns, resamples=_RESAMPLES, seed=seed)

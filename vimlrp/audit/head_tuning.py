@@ -2,12 +2,14 @@
 
 The features may hold both the cue and the object; on samples of which only the object tells the
 class, the last layer learns to read that (Kirichenko et al., ICLR 2023; on images of low
-spuriosity: Moayeri et al., NeurIPS 2023).
+spuriosity: Moayeri et al., NeurIPS 2023). Where no sample shows the cue, though, nothing is learnt
+about the features that see it, so samples of other classes with the cue put in are added.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vimlrp.audit.attacking import attack_of
 from vimlrp.audit.mitigation import (
     Attached,
     check_same_model,
@@ -121,6 +124,7 @@ def tune_head(
     rate: float = 0.01,
     pull: float = 0.01,
     most: int = 1300,
+    counterexamples: bool = True,
     seed: int = 0,
 ) -> HeadTuning:
     """Fit the last layer to samples without the cue, every class with the same weight.
@@ -136,11 +140,13 @@ def tune_head(
         rate: Of learning, relative to the weights' root mean square.
         pull: Weight of the mean squared move of the weights, relative to their mean square.
         most: Samples of a class to use, at most.
-        seed: Of their drawing.
+        counterexamples: Whether to add pictures of other classes with the cue put in. Those that
+            `vimlrp.audit.mitigating.evaluate_mitigation` measures on are not among them.
+        seed: Of all drawing; the same for the evaluation.
 
     Raises:
-        InputError: If the class has under 8 samples without the cue, there is no other class, or
-            an option is out of its range.
+        InputError: If the class has under 8 samples without the cue, there is no other class, the
+            cue cannot be put into others, or an option is out of its range.
         UnsupportedModelError: If the model does not end in one linear layer.
     """
     if steps < 1 or not rate > 0 or pull < 0 or most < 1:
@@ -150,8 +156,15 @@ def tune_head(
         )
     rows = _rows(evidence, candidate, most, seed)
     name, head = _head(model)
-    features, labels = _features(model, head, evidence, rows), evidence.labels[rows]
-    weight, bias = _fitted(head, features, torch.from_numpy(labels), steps, rate, pull)
+    watched = Watched(model, evidence.layer)
+    pictures: Iterable[Tensor] = _loaded(watched, evidence, rows)
+    labels = torch.from_numpy(evidence.labels[rows])
+    if counterexamples:
+        attack = attack_of(watched, evidence, candidate, seed=seed).half(0)
+        pictures = chain(pictures, attack.attacked.split(_BATCH))
+        labels = torch.cat([labels, attack.labels])
+    features = _features(model, head, pictures, len(labels))
+    weight, bias = _fitted(head, features, labels, steps, rate, pull)
     return HeadTuning(name, weight, bias, candidate.label, weights_hash(model))
 
 
@@ -186,21 +199,22 @@ def _head(model: nn.Module) -> tuple[str, nn.Module]:
     return name, head
 
 
-def _features(
-    model: nn.Module, head: nn.Module, evidence: Evidence, rows: NDArray[np.int64]
-) -> Tensor:
+def _loaded(watched: Watched, evidence: Evidence, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+    for start in range(0, len(rows), _BATCH):
+        yield watched.load([evidence.samples[i] for i in rows[start : start + _BATCH]])
+
+
+def _features(model: nn.Module, head: nn.Module, pictures: Iterable[Tensor], count: int) -> Tensor:
     """What enters the last layer, (n, D) float32 on the CPU."""
-    watched = Watched(model, evidence.layer)
     parts: list[Tensor] = []
     with torch.no_grad(), evaluation_mode(model), _kept_inputs(head, parts):
-        for start in range(0, len(rows), _BATCH):
-            batch = watched.load([evidence.samples[i] for i in rows[start : start + _BATCH]])
+        for batch in pictures:
             model(batch)
     features = torch.cat(parts)
-    if len(features) != len(rows) or features.dim() != 2:
+    if len(features) != count or features.dim() != 2:
         raise UnsupportedModelError(
             f"the last layer of {type(model).__name__} is given {tuple(features.shape)} for "
-            f"{len(rows)} pictures; one row of features a picture is needed"
+            f"{count} pictures; one row of features a picture is needed"
         )
     return features
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimlrp.audit.attacking import Attack, attack_of
@@ -212,7 +213,7 @@ class _Activations:
     means: Tensor
 
 
-def _activations(watched: Watched, evidence: Evidence, rows: Sequence[int]) -> _Activations:
+def _activations(watched: Watched, evidence: Evidence, rows: NDArray[np.int64]) -> _Activations:
     greatest, means = [], []
     for start in range(0, len(rows), _BATCH):
         x = watched.load([evidence.samples[i] for i in rows[start : start + _BATCH]])
@@ -222,9 +223,9 @@ def _activations(watched: Watched, evidence: Evidence, rows: Sequence[int]) -> _
     return _Activations(torch.cat(greatest), torch.cat(means))
 
 
-def _others(evidence: Evidence, label: int, rng: np.random.Generator) -> Sequence[int]:
+def _others(evidence: Evidence, label: int, rng: np.random.Generator) -> NDArray[np.int64]:
     rows = np.flatnonzero(evidence.labels != label)
-    return rng.permutation(rows)[:_MOST].tolist()
+    return rng.permutation(rows)[:_MOST]
 
 
 def _threshold(shown: Tensor, clean: Tensor) -> float:

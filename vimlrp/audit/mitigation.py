@@ -182,7 +182,7 @@ def layer_of(model: nn.Module, layer: str) -> nn.Module:
     modules = dict(model.named_modules())
     if layer not in modules:
         raise InputError(
-            f"the model has no layer {layer!r}: if it is an official instance that vimlrp rebuilds, "
+            f"the model has no layer {layer!r}: if vimlrp rebuilds this official instance, "
             "attach to vimlrp.wrap(model) and run that"
         )
     return modules[layer]

@@ -148,11 +148,10 @@ def _lacking(case: _Case) -> str:
 
 def _local_proof(case: _Case) -> Proof:
     x, regions = case.load(case.shown), torch.from_numpy(case.regions)
-    before = case.watched.logits(x)
+    watched = case.watched
+    before = watched.logits(x)
     removed = {
-        kind: Pairs(
-            before, case.watched.logits(remove(x, regions, kind, case.watched.preprocessing))
-        )
+        kind: Pairs(before, watched.logits(remove(x, regions, kind, watched.preprocessing)))
         for kind in REMOVALS
     }
     removal, note = _weakest(case, removed)
