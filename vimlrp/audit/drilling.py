@@ -112,8 +112,8 @@ def _seeds(evidence: Evidence, score: ClassScore) -> NDArray[np.int64]:
     cluster = np.asarray(score.cluster, dtype=np.int64)
     if len(cluster) and not (cluster.min() >= 0 and cluster.max() < len(evidence)):
         raise InputError(
-            f"the cluster names samples {cluster.min()} to {cluster.max()}, and the evidence has {len(evidence)}: "
-            "give the evidence that was screened"
+            f"the cluster names samples {cluster.min()} to {cluster.max()}, and the evidence has "
+            f"{len(evidence)}: give the evidence that was screened"
         )
     if (evidence.labels[cluster] != score.label).any():
         raise InputError(f"the cluster holds samples of other classes than {score.label}")
@@ -129,6 +129,8 @@ def _shown(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Scores of the rows, and which of them show the cue."""
     blocks = _blocks(evidence, channel, rows)
+    if not blocks:
+        return np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     scores, shows = _round(blocks, is_seed, is_seed, seed)
     if min(shows.sum(), (~shows).sum()) < FEWEST_SEEDS:
         return scores, shows
@@ -156,10 +158,9 @@ def _blocks(
         statistics = _complete(evidence.statistics[rows].astype(np.float64))
         if statistics.shape[1]:
             return [statistics]
-    return [
-        _complete(block[rows].astype(np.float64))
-        for block in (evidence.activations, evidence.latent)
-    ]
+    both = (evidence.activations, evidence.latent)
+    blocks = [_complete(block[rows].astype(np.float64)) for block in both]
+    return [block for block in blocks if block.shape[1]]
 
 
 def _complete(values: NDArray[np.float64]) -> NDArray[np.float64]:
