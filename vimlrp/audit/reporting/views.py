@@ -1,0 +1,285 @@
+"""What the templates of a report show, prepared: text, addresses of pictures and drawings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vimlrp.audit.records import (
+    Candidate,
+    Channel,
+    ClassScore,
+    Evidence,
+    Finding,
+    Screening,
+    Verdict,
+)
+from vimlrp.audit.reporting.decisions import identities
+from vimlrp.audit.reporting.pictures import (
+    Darkroom,
+    heat,
+    map_picture,
+    mean_crop,
+    mean_picture,
+    outlined,
+    shrunk,
+    uri,
+)
+from vimlrp.audit.reporting.planes import plane
+from vimlrp.audit.reporting.plots import Intervals, Scatter, intervals
+from vimlrp.audit.reporting.words import EXPLANATIONS, GRADES, in_words, location, percent
+from vimlrp.heatmaps import Picture, scale_of
+
+__all__ = ["Card", "Gallery", "Row", "Shot", "cards", "gallery", "rows"]
+
+_CARRIERS, _OTHERS = 12, 6  # shown
+_AVERAGED = 24  # of each kind, for the means
+_ORDER = tuple(Verdict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A class in the ranking, with its most suspicious channel.
+
+    Args:
+        rank: From 1.
+        name: Of the class.
+        score: Of the most suspicious channel.
+        p_values: Of every channel that was screened.
+        cards: Findings on the class.
+    """
+
+    rank: int
+    name: str
+    score: ClassScore
+    p_values: dict[str, float]
+    cards: tuple["Card", ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A finding without its pictures.
+
+    Args:
+        identity: By which decisions refer to it.
+        finding: What was found.
+        name: Of the class.
+        score: Of the class in this channel, where it was screened.
+        grade: Of confidence.
+        words: The finding in a sentence.
+        explanation: Of the verdict.
+        location: Where the cue lies.
+        prevalence: Share of carriers, as text.
+        plot: Of the effects.
+        page: Address of the page with its pictures, or empty where they are beside it.
+    """
+
+    identity: str
+    finding: Finding
+    name: str
+    score: ClassScore | None
+    grade: str
+    words: str
+    explanation: str
+    location: str
+    prevalence: str
+    plot: Intervals | None
+    page: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The verdict as a word for the style sheet."""
+        return self.finding.verdict.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A sample in a grid: the addresses of its pictures, empty where there is none."""
+
+    name: str
+    score: str
+    picture: str
+    heat: str
+    region: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of a finding.
+
+    Args:
+        carriers: Samples that show the cue, strongest first.
+        others: Samples of the class that show it least.
+        means: Captions and addresses of mean pictures and maps.
+        scatter: The class in the plane.
+        hidden: Carriers that are not among those shown.
+    """
+
+    carriers: tuple[Shot, ...]
+    others: tuple[Shot, ...]
+    means: tuple[tuple[str, str], ...]
+    scatter: Scatter | None
+    hidden: int
+
+
+def cards(
+    evidence: Evidence, screening: Screening, findings: Sequence[Finding]
+) -> tuple[Card, ...]:
+    """The findings in the order in which they matter: proven ones first, then by rank."""
+    scores = {(score.label, score.channel): score for score in screening.scores}
+    ranks = {label: rank for rank, label in enumerate(screening.ranking())}
+
+    def importance(card: Card) -> tuple[bool, int, int]:
+        label = card.finding.candidate.label
+        verdict = _ORDER.index(card.finding.verdict)
+        return not card.finding.clever_hans, verdict, ranks.get(label, len(ranks))
+
+    made = [
+        _card(evidence, finding, name, scores.get((_label(finding), _channel(finding))))
+        for finding, name in zip(findings, identities(findings), strict=True)
+    ]
+    return tuple(sorted(made, key=importance))
+
+
+def rows(evidence: Evidence, screening: Screening, shown: Sequence[Card]) -> tuple[Row, ...]:
+    """The ranking of classes, one row each."""
+    first: dict[int, ClassScore] = {}
+    p_values: dict[int, dict[str, float]] = {}
+    for score in screening.scores:
+        first.setdefault(score.label, score)
+        p_values.setdefault(score.label, {})[score.channel.value] = score.p_value
+    return tuple(
+        Row(
+            rank,
+            evidence.class_names[label],
+            score,
+            p_values[label],
+            tuple(card for card in shown if _label(card.finding) == label),
+        )
+        for rank, (label, score) in enumerate(first.items(), start=1)
+    )
+
+
+def gallery(evidence: Evidence, candidate: Candidate, darkroom: Darkroom, side: int) -> Gallery:
+    """Make the pictures of a finding.
+
+    Args:
+        evidence: What is known of the samples.
+        candidate: What was found.
+        darkroom: Reads the samples' files.
+        side: Of the pictures, in pixels.
+    """
+    carriers = _distinct(evidence, candidate.carriers)
+    rest = np.setdiff1d(candidate.members, candidate.carriers)
+    # By rising score: what looks least like the cue is what a reader compares with.
+    others = _distinct(evidence, [i for i in candidate.members[::-1].tolist() if i in set(rest)])
+    pictures = {
+        i: picture
+        for i in (*carriers[:_AVERAGED], *others[:_AVERAGED])
+        if (picture := darkroom.develop(evidence.samples[i])) is not None
+    }
+    shown = (*carriers[:_CARRIERS], *others[:_OTHERS])
+    limit = scale_of(evidence.maps[list(shown)], 99) if shown else 0.0
+    regions = dict(zip(candidate.carriers.tolist(), candidate.regions, strict=False))
+    scores = dict(zip(candidate.members.tolist(), candidate.scores.tolist(), strict=True))
+
+    def shot(i: int) -> Shot:
+        score = f"{scores[i]:.2f}" if i in scores else ""
+        return _shot(evidence, i, pictures.get(i), regions.get(i), score, limit, side)
+
+    averaged = carriers[:_AVERAGED], others[:_AVERAGED]
+    return Gallery(
+        tuple(map(shot, carriers[:_CARRIERS])),
+        tuple(map(shot, others[:_OTHERS])),
+        tuple(_means(evidence, pictures, regions, averaged, side)),
+        plane(evidence, candidate),
+        len(candidate.carriers) - len(carriers[:_CARRIERS]),
+    )
+
+
+def _card(evidence: Evidence, finding: Finding, name: str, score: ClassScore | None) -> Card:
+    candidate = finding.candidate
+    members = len(candidate.members)
+    return Card(
+        identity=name,
+        finding=finding,
+        name=evidence.class_names[candidate.label],
+        score=score,
+        grade=GRADES[finding.verdict],
+        words=in_words(finding, evidence),
+        explanation=EXPLANATIONS[finding.verdict],
+        location=location(finding),
+        prevalence=percent(len(candidate.carriers) / members) if members else "-",
+        plot=intervals(finding.effects),
+    )
+
+
+def _label(finding: Finding) -> int:
+    return finding.candidate.label
+
+
+def _channel(finding: Finding) -> Channel:
+    return finding.candidate.channel
+
+
+def _distinct(evidence: Evidence, samples: NDArray[np.int64] | Sequence[int]) -> list[int]:
+    """Samples in their order, the first of each picture alone."""
+    return list({int(evidence.originals[i]): int(i) for i in reversed(samples)}.values())[::-1]
+
+
+def _shot(
+    evidence: Evidence,
+    i: int,
+    picture: Picture | None,
+    region: NDArray[np.bool_] | None,
+    score: str,
+    limit: float,
+    side: int,
+) -> Shot:
+    name = evidence.samples[i].name
+    if picture is None:
+        return Shot(name, score, "", "", "")
+    small = shrunk(picture, side)
+    return Shot(
+        name,
+        score,
+        uri(small),
+        uri(heat(small, evidence.maps[i], limit)),
+        uri(outlined(small, region)) if region is not None else "",
+    )
+
+
+def _means(
+    evidence: Evidence,
+    pictures: dict[int, Picture],
+    regions: dict[int, NDArray[np.bool_]],
+    averaged: tuple[list[int], list[int]],
+    side: int,
+) -> list[tuple[str, str]]:
+    means = []
+    framed = [i for i in averaged[0] if i in pictures and i in regions]
+    if framed:
+        crop = mean_crop([pictures[i] for i in framed], [regions[i] for i in framed], side)
+        means += (
+            [(f"Mean of the regions, {len(framed)} pictures", uri(crop))]
+            if crop is not None
+            else []
+        )
+    for kind, samples in zip(("carriers", "others"), averaged, strict=True):
+        readable = [pictures[i] for i in samples if i in pictures]
+        if readable:
+            mean = shrunk(mean_picture(readable), side)
+            means.append((f"Mean of {len(readable)} {kind}", uri(mean)))
+    maps = [
+        evidence.maps[samples].astype(np.float64).mean(axis=0) for samples in averaged if samples
+    ]
+    limit = scale_of(np.stack(maps)) if maps else 0.0
+    kinds = [
+        kind for kind, samples in zip(("carriers", "others"), averaged, strict=True) if samples
+    ]
+    means += [
+        (f"Mean relevance of {kind}", uri(map_picture(mean, limit, side)))
+        for kind, mean in zip(kinds, maps, strict=True)
+    ]
+    return means
