@@ -33,6 +33,7 @@ class Templates:
             "percent": percent,
             "probability": _probability,
             "signed": _signed,
+            "signed_points": _signed_points,
             "significant": _significant,
         }
         script = self._environment.get_template("script.js").render()
@@ -65,3 +66,7 @@ def _probability(value: float) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.2f}" if math.isfinite(value) else "-"
+
+
+def _signed_points(value: float) -> str:
+    return f"{value:+.1f}" if math.isfinite(value) else "-"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vimlrp.audit.probe_tables import ProbeTable
 from vimlrp.audit.records import Evidence, Finding, Screening, Verdict
 from vimlrp.audit.reporting.decisions import CHOICES, FORMAT, identities
 from vimlrp.audit.reporting.pictures import Darkroom, palette
@@ -39,7 +40,7 @@ def write_report(
     thumbnails: int = 128,
     preprocessing: Preprocessing | None = None,
     problems: Sequence[Problem] = (),
-    probes: Any = None,
+    probes: ProbeTable | None = None,
     decisions: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write `report.html`, `findings.json` and `samples.csv`, each whole or not at all.
