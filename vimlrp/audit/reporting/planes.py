@@ -7,7 +7,7 @@ from vimlrp.audit.records import Candidate, Channel, Evidence
 from vimlrp.audit.reporting.plots import Scatter, scatter
 from vimlrp.optional import optional
 
-__all__ = ["features", "plane"]
+__all__ = ["features", "placed", "plane"]
 
 _MOST = 300  # points: t-SNE of them takes about a second
 _FEWEST = 12  # below that neighbours say nothing, and the principal plane is shown
@@ -34,15 +34,13 @@ def plane(evidence: Evidence, candidate: Candidate) -> Scatter | None:
     chosen = _chosen(evidence, candidate)
     if len(chosen) < 3:
         return None
-    reduced = _principal(features(evidence, chosen, candidate.channel))
-    if reduced.shape[1] < 2:
+    places, method = placed(features(evidence, chosen, candidate.channel))
+    if not np.ptp(places, axis=0).all():
         return None
-    few = len(chosen) < _FEWEST
-    places = reduced[:, :2] if few else _neighbours(reduced)
     seeds = set(candidate.seeds.tolist())
     roles = ["seed" if i in seeds else "carrier" if i in carriers else "other" for i in chosen]
     names = [evidence.samples[i].name for i in chosen]
-    return scatter(places, names, roles, "principal components" if few else "t-SNE")
+    return scatter(places, names, roles, method)
 
 
 def features(
@@ -57,6 +55,23 @@ def features(
     values = evidence.maps if channel is Channel.RELEVANCE else evidence.latent
     kept = values[samples].reshape(len(samples), -1).astype(np.float64)
     return np.sign(kept) * np.sqrt(np.abs(kept))
+
+
+def placed(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
+    """Put samples into the plane by their features, (n, F) to (n, 2).
+
+    Returns:
+        The places, and "t-SNE" or, for fewer than 12 samples or differences in fewer than two
+        directions, "principal components".
+
+    Raises:
+        MissingDependencyError: scikit-learn is missing.
+    """
+    reduced = _principal(values)
+    if len(values) < _FEWEST or reduced.shape[1] < 2:
+        spare = max(0, 2 - reduced.shape[1])
+        return np.pad(reduced, ((0, 0), (0, spare)))[:, :2], "principal components"
+    return _neighbours(reduced), "t-SNE"
 
 
 def _chosen(evidence: Evidence, candidate: Candidate) -> NDArray[np.int64]:
