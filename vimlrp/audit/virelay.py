@@ -2,7 +2,8 @@
 
 ViRelAy (Anders et al., "Software for Dataset-wide XAI", 2021) reads HDF5 files that a project file
 names: the pictures, their maps, and for each class embeddings and clusterings. The names and
-shapes here are those that it reads, in versions 0.6 and 1.0.
+shapes here are those that its version 0.6.1 reads; where its specification differs (`clustering`
+for `cluster`, groups for embeddings), the viewer decides.
 """
 
 import json

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from vimlrp.audit.records import (
     Candidate,
-    Channel,
     ClassScore,
     Evidence,
     Finding,
@@ -35,7 +34,13 @@ __all__ = ["Card", "Gallery", "Row", "Shot", "cards", "gallery", "rows"]
 
 _CARRIERS, _OTHERS = 12, 6  # shown
 _AVERAGED = 24  # of each kind, for the means
-_ORDER = tuple(Verdict)
+_ORDER = (
+    Verdict.CAUSAL,
+    Verdict.NON_LOCAL,
+    Verdict.ASSOCIATIVE,
+    Verdict.UNUSED,
+    Verdict.NOT_ENOUGH,
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,11 @@ class Card:
     page: str = ""
 
     @property
+    def label(self) -> int:
+        """Index of the class."""
+        return self.finding.candidate.label
+
+    @property
     def kind(self) -> str:
         """The verdict as a word for the style sheet."""
         return self.finding.verdict.name.lower().replace("_", "-")
@@ -131,12 +141,16 @@ def cards(
     ranks = {label: rank for rank, label in enumerate(screening.ranking())}
 
     def importance(card: Card) -> tuple[bool, int, int]:
-        label = card.finding.candidate.label
         verdict = _ORDER.index(card.finding.verdict)
-        return not card.finding.clever_hans, verdict, ranks.get(label, len(ranks))
+        return not card.finding.clever_hans, verdict, ranks.get(card.label, len(ranks))
 
     made = [
-        _card(evidence, finding, name, scores.get((_label(finding), _channel(finding))))
+        _card(
+            evidence,
+            finding,
+            name,
+            scores.get((finding.candidate.label, finding.candidate.channel)),
+        )
         for finding, name in zip(findings, identities(findings), strict=True)
     ]
     return tuple(sorted(made, key=importance))
@@ -155,7 +169,7 @@ def rows(evidence: Evidence, screening: Screening, shown: Sequence[Card]) -> tup
             evidence.class_names[label],
             score,
             p_values[label],
-            tuple(card for card in shown if _label(card.finding) == label),
+            tuple(card for card in shown if card.label == label),
         )
         for rank, (label, score) in enumerate(first.items(), start=1)
     )
@@ -213,14 +227,6 @@ def _card(evidence: Evidence, finding: Finding, name: str, score: ClassScore | N
         prevalence=percent(len(candidate.carriers) / members) if members else "-",
         plot=intervals(finding.effects),
     )
-
-
-def _label(finding: Finding) -> int:
-    return finding.candidate.label
-
-
-def _channel(finding: Finding) -> Channel:
-    return finding.candidate.channel
 
 
 def _distinct(evidence: Evidence, samples: NDArray[np.int64] | Sequence[int]) -> list[int]:

@@ -74,8 +74,10 @@ def write_report(
     """
     if not _SIDES[0] <= thumbnails <= _SIDES[1]:
         raise InputError(f"thumbnails is {thumbnails}; give {_SIDES[0]} to {_SIDES[1]} pixels")
-    chosen = _checked(decisions or {}, findings)
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, where the report's folder is to be; give another")
+    chosen = _checked(decisions or {}, findings)
     templates = Templates()
     shown = cards(evidence, screening, findings)
     darkroom = Darkroom(preprocessing or Preprocessing())
@@ -88,7 +90,7 @@ def write_report(
     listed = (*problems, *screening.problems, *darkroom.problems, *_discovered(evidence, screening))
     data = findings_json(evidence, screening, findings, about, listed)
     apart = _apart(shown, galleries)
-    shown = tuple(replace(card, page=apart.get(card.name, "")) for card in shown)
+    shown = tuple(replace(card, page=apart.get(card.label, "")) for card in shown)
     context = {
         "about": plain(about),
         "cards": shown,
@@ -162,17 +164,17 @@ def _tiles(
     ]
 
 
-def _apart(shown: Sequence[Card], galleries: Mapping[str, str]) -> dict[str, str]:
+def _apart(shown: Sequence[Card], galleries: Mapping[str, str]) -> dict[int, str]:
     """Addresses of the pages of classes, by class; none where all fits on one page."""
-    names = list(dict.fromkeys(card.name for card in shown))
+    names = {card.label: card.name for card in shown}
     if len(names) <= _MOST_CLASSES and sum(map(len, galleries.values())) <= _MOST_BYTES:
         return {}
-    files = distinct_names(names)
-    return {name: f"{_PAGES}/{file}.html" for name, file in zip(names, files, strict=True)}
+    files = distinct_names(list(names.values()))
+    return {label: f"{_PAGES}/{file}.html" for label, file in zip(names, files, strict=True)}
 
 
 def _write_pages(
-    folder: Path, apart: Mapping[str, str], templates: Templates, context: Mapping[str, Any]
+    folder: Path, apart: Mapping[int, str], templates: Templates, context: Mapping[str, Any]
 ) -> list[Path]:
     place = folder / _PAGES
     if not apart:
@@ -182,10 +184,10 @@ def _write_pages(
         return []
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(place, overwrite=True, marker=_MARKER) as part:
-        for name, address in apart.items():
-            own = [card for card in context["cards"] if card.name == name]
-            page = templates.render("class.html.j2", {**context, "name": name, "cards": own})
+        for label, address in apart.items():
+            own = [card for card in context["cards"] if card.label == label]
+            page = templates.render("class.html.j2", {**context, "cards": own})
             atomic_write(part / Path(address).name, page.encode())
-        listing = json.dumps({"format": FORMAT, "pages": dict(apart)}, indent=2)
+        listing = json.dumps({"format": FORMAT, "pages": list(apart.values())}, indent=2)
         atomic_write(part / _MARKER, f"{listing}\n".encode())
     return [folder / address for address in apart.values()]
