@@ -43,7 +43,8 @@ def overall_changes(
     """The change of accuracy over all pictures, a row for each probe."""
     sizes = np.bincount(seen.groups).astype(np.float64)
     hits = [np.bincount(seen.groups, weights=row) for row in seen.hits.astype(np.float64)]
-    columns = {str(v): hits[v] - hits[0] for v in range(1, len(hits))} | {"size": sizes}
+    columns: dict[str, NDArray[np.float64]] = {"size": sizes}
+    columns |= {str(v): np.asarray(hits[v] - hits[0], np.float64) for v in range(1, len(hits))}
     statistics = [_ratio(str(v)) for v in range(1, len(hits))]
     changes = estimates(statistics, columns, resamples=resamples, seed=seed)
     before = float(seen.hits[0].mean())
@@ -111,12 +112,15 @@ class _Tests:
 
     def of_differences(self, differences: NDArray[np.float64]) -> NDArray[np.float64]:
         """Student's, for the mean of each column, (n, m) to (m,)."""
-        if len(differences) < _FEWEST:
+        count = len(differences)
+        if count < _FEWEST:
             return np.full(differences.shape[1], np.nan)
+        mean, spread = differences.mean(axis=0), differences.std(axis=0, ddof=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            p = self._stats.ttest_1samp(differences, 0.0, axis=0).pvalue
-        # A column without any difference has no spread either.
-        return np.where((differences == 0).all(axis=0), 1.0, p)
+            t = np.abs(mean) / (spread / np.sqrt(count))
+        # A column without any difference has no spread either, and no t.
+        p = np.where(mean == 0, 1.0, 2 * self._stats.t.sf(t, count - 1))
+        return np.maximum(p, np.finfo(float).tiny)
 
 
 def _own(

@@ -119,7 +119,7 @@ def _write_pictures(
         chunks=(1, 3, side, side),
         compression="gzip",
     )
-    kept = []
+    kept: list[int] = []
     for i in samples:
         picture = darkroom.develop(evidence.samples[i])
         if picture is not None:

@@ -83,7 +83,7 @@ def map_picture(relevance: NDArray[np.floating], limit: float, side: int) -> Pic
     """A map alone, enlarged bilinearly to `side` pixels, (side, side, 3) in RGB."""
     values = np.clip(relevance.astype(np.float32), -limit, limit)
     large = cv2.resize(values, (side, side), interpolation=cv2.INTER_LINEAR)
-    return colourise(large, limit)
+    return colourise(large.astype(np.float32, copy=False), limit)
 
 
 def outlined(picture: Picture, region: NDArray[np.bool_]) -> Picture:
@@ -97,7 +97,7 @@ def outlined(picture: Picture, region: NDArray[np.bool_]) -> Picture:
     inside = _resized(region, (height, width))
     rim = cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~inside
     shown = np.where(inside[..., None], picture, (picture * 0.35).astype(np.uint8))
-    return np.where(rim[..., None], np.uint8(_OUTLINE), shown).astype(np.uint8)
+    return np.where(rim[..., None], np.array(_OUTLINE, np.uint8), shown).astype(np.uint8)
 
 
 def mean_picture(pictures: Sequence[Picture]) -> Picture:
