@@ -184,17 +184,15 @@ def gallery(evidence: Evidence, candidate: Candidate, darkroom: Darkroom, side: 
         darkroom: Reads the samples' files.
         side: Of the pictures, in pixels.
     """
-    carriers = _distinct(evidence, candidate.carriers)
-    rest = np.setdiff1d(candidate.members, candidate.carriers)
-    # By rising score: what looks least like the cue is what a reader compares with.
-    others = _distinct(evidence, [i for i in candidate.members[::-1].tolist() if i in set(rest)])
+    carriers, others = _chosen(evidence, candidate)
     pictures = {
         i: picture
-        for i in (*carriers[:_AVERAGED], *others[:_AVERAGED])
+        for i in (*carriers, *others)
         if (picture := darkroom.develop(evidence.samples[i])) is not None
     }
-    shown = (*carriers[:_CARRIERS], *others[:_OTHERS])
-    limit = scale_of(evidence.maps[list(shown)], 99) if shown else 0.0
+    shown = carriers[:_CARRIERS], others[:_OTHERS]
+    maps = evidence.maps[[*shown[0], *shown[1]]]
+    limit = scale_of(maps, 99) if len(maps) else 0.0
     regions = dict(zip(candidate.carriers.tolist(), candidate.regions, strict=False))
     scores = dict(zip(candidate.members.tolist(), candidate.scores.tolist(), strict=True))
 
@@ -202,14 +200,21 @@ def gallery(evidence: Evidence, candidate: Candidate, darkroom: Darkroom, side: 
         score = f"{scores[i]:.2f}" if i in scores else ""
         return _shot(evidence, i, pictures.get(i), regions.get(i), score, limit, side)
 
-    averaged = carriers[:_AVERAGED], others[:_AVERAGED]
     return Gallery(
-        tuple(map(shot, carriers[:_CARRIERS])),
-        tuple(map(shot, others[:_OTHERS])),
-        tuple(_means(evidence, pictures, regions, averaged, side)),
+        tuple(map(shot, shown[0])),
+        tuple(map(shot, shown[1])),
+        tuple(_means(evidence, pictures, regions, (carriers, others), side)),
         plane(evidence, candidate),
-        len(candidate.carriers) - len(carriers[:_CARRIERS]),
+        len(candidate.carriers) - len(shown[0]),
     )
+
+
+def _chosen(evidence: Evidence, candidate: Candidate) -> tuple[list[int], list[int]]:
+    """The carriers and the others that are looked at, the clearest of each first."""
+    carriers = _distinct(evidence, candidate.carriers)[:_AVERAGED]
+    rest = candidate.members[~np.isin(candidate.members, candidate.carriers)]
+    # By rising score: what looks least like the cue is what a reader compares with.
+    return carriers, _distinct(evidence, rest[::-1])[:_AVERAGED]
 
 
 def _card(evidence: Evidence, finding: Finding, name: str, score: ClassScore | None) -> Card:
@@ -229,9 +234,9 @@ def _card(evidence: Evidence, finding: Finding, name: str, score: ClassScore | N
     )
 
 
-def _distinct(evidence: Evidence, samples: NDArray[np.int64] | Sequence[int]) -> list[int]:
+def _distinct(evidence: Evidence, samples: NDArray[np.int64]) -> list[int]:
     """Samples in their order, the first of each picture alone."""
-    return list({int(evidence.originals[i]): int(i) for i in reversed(samples)}.values())[::-1]
+    return list({int(evidence.originals[i]): int(i) for i in samples[::-1]}.values())[::-1]
 
 
 def _shot(
@@ -263,29 +268,17 @@ def _means(
     averaged: tuple[list[int], list[int]],
     side: int,
 ) -> list[tuple[str, str]]:
-    means = []
     framed = [i for i in averaged[0] if i in pictures and i in regions]
-    if framed:
-        crop = mean_crop([pictures[i] for i in framed], [regions[i] for i in framed], side)
-        means += (
-            [(f"Mean of the regions, {len(framed)} pictures", uri(crop))]
-            if crop is not None
-            else []
-        )
-    for kind, samples in zip(("carriers", "others"), averaged, strict=True):
+    crop = mean_crop([pictures[i] for i in framed], [regions[i] for i in framed], side)
+    means = [(f"Mean of the regions, {len(framed)} pictures", crop)] if crop is not None else []
+    kinds = [kind for kind in zip(("carriers", "others"), averaged, strict=True) if kind[1]]
+    for kind, samples in kinds:
         readable = [pictures[i] for i in samples if i in pictures]
         if readable:
             mean = shrunk(mean_picture(readable), side)
-            means.append((f"Mean of {len(readable)} {kind}", uri(mean)))
-    maps = [
-        evidence.maps[samples].astype(np.float64).mean(axis=0) for samples in averaged if samples
-    ]
+            means.append((f"Mean of {len(readable)} {kind}", mean))
+    maps = [evidence.maps[samples].astype(np.float64).mean(axis=0) for _, samples in kinds]
     limit = scale_of(np.stack(maps)) if maps else 0.0
-    kinds = [
-        kind for kind, samples in zip(("carriers", "others"), averaged, strict=True) if samples
-    ]
-    means += [
-        (f"Mean relevance of {kind}", uri(map_picture(mean, limit, side)))
-        for kind, mean in zip(kinds, maps, strict=True)
-    ]
-    return means
+    for (kind, _), relevance in zip(kinds, maps, strict=True):
+        means.append((f"Mean relevance of {kind}", map_picture(relevance, limit, side)))
+    return [(caption, uri(picture)) for caption, picture in means]

@@ -79,34 +79,21 @@ def write_report(
         raise InputError(f"{folder} is a file, where the report's folder is to be; give another")
     chosen = _checked(decisions or {}, findings)
     templates = Templates()
-    shown = cards(evidence, screening, findings)
     darkroom = Darkroom(preprocessing or Preprocessing())
-    galleries = {
-        card.identity: templates.gallery(
-            card, gallery(evidence, card.finding.candidate, darkroom, thumbnails)
-        )
-        for card in shown
-    }
+    shown = cards(evidence, screening, findings)
+    galleries = _galleries(shown, evidence, darkroom, templates, thumbnails)
     listed = (*problems, *screening.problems, *darkroom.problems, *_discovered(evidence, screening))
     data = findings_json(evidence, screening, findings, about, listed)
     apart = _apart(shown, galleries)
     shown = tuple(replace(card, page=apart.get(card.label, "")) for card in shown)
-    context = {
+    context = _context(evidence, screening, findings, shown) | {
         "about": plain(about),
-        "cards": shown,
+        "assumed_crop": preprocessing is None,
         "decisions": chosen,
-        "format": FORMAT,
         "galleries": {} if apart else galleries,
         "identity": sha256_of(data.encode())[:16],
-        "layer": evidence.layer,
-        "palette": palette(),
         "probes": probes,
         "problems": listed,
-        "rate": percent(screening.rate),
-        "rows": rows(evidence, screening, shown),
-        "summary": summary(evidence, screening, findings),
-        "assumed_crop": preprocessing is None,
-        "tiles": _tiles(evidence, screening, findings),
     }
     page = templates.render("report.html.j2", context)
     pages = _write_pages(folder, apart, templates, {**context, "galleries": galleries})
@@ -116,6 +103,38 @@ def write_report(
         atomic_write(folder / "samples.csv", samples_csv(evidence, findings).encode()),
         *pages,
     ]
+
+
+def _galleries(
+    shown: Sequence[Card],
+    evidence: Evidence,
+    darkroom: Darkroom,
+    templates: Templates,
+    side: int,
+) -> dict[str, str]:
+    """The pictures of every finding as parts of a page, made one after the other."""
+    return {
+        card.identity: templates.gallery(
+            card, gallery(evidence, card.finding.candidate, darkroom, side)
+        )
+        for card in shown
+    }
+
+
+def _context(
+    evidence: Evidence, screening: Screening, findings: Sequence[Finding], shown: Sequence[Card]
+) -> dict[str, Any]:
+    """What the records alone tell the templates."""
+    return {
+        "cards": shown,
+        "format": FORMAT,
+        "layer": evidence.layer,
+        "palette": palette(),
+        "rate": percent(screening.rate),
+        "rows": rows(evidence, screening, shown),
+        "summary": summary(evidence, screening, findings),
+        "tiles": _tiles(evidence, screening, findings),
+    }
 
 
 def _checked(decisions: Mapping[str, str], findings: Sequence[Finding]) -> dict[str, str]:
