@@ -141,7 +141,9 @@ def test_the_summary_counts_what_was_found(page):
         "10 %. 1 cue was examined: 1 causal. For 1 of them" in page.text
     )
     assert "classifies 75 % of 32 labelled pictures rightly" in page.text
-    assert "a cue on less than about 38 % of a class's pictures goes unnoticed" in page.text
+    assert (
+        "a cue on less than about 38 % of a class's pictures is likely to go unnoticed" in page.text
+    )
 
 
 def test_nothing_found_is_said_honestly(audit, tmp_path):
@@ -150,7 +152,7 @@ def test_nothing_found_is_said_honestly(audit, tmp_path):
     page, _ = report(tmp_path, found, none, ())
     assert "None of 2 screened classes stands out" in page.text
     assert "That is no proof" in page.text
-    assert "a group of fewer than 6 cannot stand apart" in page.text
+    assert "a group of fewer than 6 is tied to the rest" in page.text
     assert "No cue was examined." in page.text
 
 
@@ -168,6 +170,13 @@ def test_an_audit_without_a_screened_class_says_so(audit, tmp_path):
 def test_the_smallest_group_has_one_more_than_the_neighbours(count, group):
     # round(log 1300) is 7, log(100,000) is above 10, and e^5.5 is 244.7.
     assert words.detectable(count) == (group, min(1.0, group / count))
+
+
+def test_the_limit_is_that_of_the_samples_screened(audit):
+    found = audit[0]
+    thinned = Screening((score(0, 0.5, count=10), score(1, 0.5, count=12)), 0.1)
+    assert words.sizes(found, thinned) == [10, 12]
+    assert words.sizes(found, Screening((), 0.1)) == [16, 16]
 
 
 def test_samples_without_labels_have_no_accuracy(tmp_path):

@@ -33,7 +33,7 @@ def findings_json(
     content = {
         "format": _FORMAT,
         "about": plain(about),
-        "data": _data(evidence),
+        "data": _data(evidence, screening),
         "screening": {
             "rate": screening.rate,
             "classes": [_score(score, evidence) for score in screening.scores],
@@ -82,16 +82,16 @@ def plain(value: object) -> Any:
     return str(value)
 
 
-def _data(evidence: Evidence) -> dict[str, Any]:
+def _data(evidence: Evidence, screening: Screening) -> dict[str, Any]:
     share, labelled = accuracy(evidence)
-    counts = sizes(evidence)
+    counts = sizes(evidence, screening)
     group, prevalence = detectable(counts[len(counts) // 2]) if counts else (0, math.nan)
     copies = int((evidence.originals != np.arange(len(evidence))).sum())
     return {
         "samples": len(evidence),
         "labelled": labelled,
         "copies": copies,
-        "classes": len(counts),
+        "classes": len(np.unique(evidence.labels)),
         "accuracy": share,
         "layer": evidence.layer,
         "smallest_group": group,

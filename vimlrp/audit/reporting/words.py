@@ -70,18 +70,23 @@ def accuracy(evidence: Evidence) -> tuple[float, int]:
     return (float(right.mean()) if count else float("nan")), count
 
 
-def sizes(evidence: Evidence) -> list[int]:
-    """Numbers of samples of the classes that have any, copies left out, ascending."""
+def sizes(evidence: Evidence, screening: Screening) -> list[int]:
+    """Numbers of samples that classes were screened with, ascending.
+
+    Where none was screened, the numbers of samples of the classes that have any, without copies.
+    """
+    if screening.scores:
+        return sorted(score.count for score in screening.scores)
     own = evidence.originals == np.arange(len(evidence))
     return sorted(np.unique(evidence.labels[own], return_counts=True)[1].tolist())
 
 
 def detectable(count: int) -> tuple[int, float]:
-    """The smallest group of samples that could stand apart in a class, and its share.
+    """The smallest group of samples that can stand alone in a class, and its share.
 
     In a graph in which every sample has k neighbours, a group of k or fewer is tied to others
-    whatever it looks like; k is the logarithm of the class's size, within 5 to 10. It is a lower
-    bound: chance decides how far a group that size is noticed.
+    whatever it looks like; k is the logarithm of the class's size, within 5 to 10. A smaller group
+    may be noticed if its ties are weak, and a larger one is not for sure.
 
     Args:
         count: Samples of the class.
@@ -109,17 +114,21 @@ def summary(evidence: Evidence, screening: Screening, findings: Sequence[Finding
             f"{len(flagged)} of {classes} {verb} out from what chance gives, at a false-discovery "
             f"rate of {rate}."
         )
-        return [f"{first} {_verdicts(findings)}", _performance(evidence), _limits(evidence)]
+        return [
+            f"{first} {_verdicts(findings)}",
+            _performance(evidence),
+            _limits(evidence, screening),
+        ]
     if screened:
         first = (
             f"None of {classes} stands out from what chance gives, at a false-discovery rate of "
-            f"{rate}. That is no proof that the model is right for the right reasons: see below "
-            "what could have been seen at all."
+            f"{rate}. That is no proof that the model is right for the right reasons, "
+            "only that nothing was seen, within the limits that are told here too."
         )
     else:
         first = "No class could be screened, so this report says nothing about the model's reasons."
     found = [_verdicts(findings)] if findings else []
-    return [" ".join([first, *found]), _performance(evidence), _limits(evidence)]
+    return [" ".join([first, *found]), _performance(evidence), _limits(evidence, screening)]
 
 
 def in_words(finding: Finding, evidence: Evidence) -> str:
@@ -178,17 +187,17 @@ def _performance(evidence: Evidence) -> str:
     )
 
 
-def _limits(evidence: Evidence) -> str:
-    counts = sizes(evidence)
+def _limits(evidence: Evidence, screening: Screening) -> str:
+    counts = sizes(evidence, screening)
     if not counts:
         return "There are no samples."
     typical = counts[len(counts) // 2]
     group, share = detectable(typical)
     return (
-        f"What could have been seen: a class has {typical} different pictures here (the median), "
-        f"and a group of fewer than {group} cannot stand apart among them. So a cue on less than "
-        f"about {percent(share)} of a class's pictures goes unnoticed whatever it does; more "
-        "pictures a class lower that limit."
+        f"What could have been seen: a class was looked at with {typical} different pictures (the "
+        f"median), among which a group of fewer than {group} is tied to the rest whatever it looks "
+        f"like. So a cue on less than about {percent(share)} of a class's pictures is likely to go "
+        "unnoticed; more pictures a class lower that limit."
     )
 
 
