@@ -71,7 +71,6 @@ def page(browser, address):
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get(address)
-    browser.execute_script("document.querySelectorAll('img').forEach((i) => i.loading = 'eager')")
     return browser
 
 
@@ -235,6 +234,18 @@ def test_the_page_fits_phones_and_desks(page, width):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert given == width
     assert needed <= width
+
+
+def test_the_page_fits_paper(page):
+    metrics = {"width": 794, "height": 1123, "deviceScaleFactor": 1, "mobile": False}  # A4
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert page.execute_script("return document.documentElement.scrollWidth") <= 794
+        assert not page.find_element("id", "decisions").is_displayed()
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
