@@ -68,6 +68,13 @@ def test_the_wheel_carries_types_weights_and_the_licence(wheel: zipfile.ZipFile)
     assert all(wheel.getinfo(name).file_size <= 8_000_000 for name in weights)
 
 
+def test_the_wheel_carries_the_templates_of_the_report(wheel: zipfile.ZipFile) -> None:
+    folder = ROOT / "vimlrp" / "audit" / "reporting" / "templates"
+    source = {path.relative_to(ROOT).as_posix() for path in folder.iterdir()}
+    assert len(source) > 1
+    assert {name for name in wheel.namelist() if "/templates/" in name} == source
+
+
 def test_the_unpacked_wheel_imports_and_runs(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = (
