@@ -119,20 +119,20 @@ class Watermark(Artifact):
     Args:
         text: What it says, in the font that Pillow carries.
         height: Of the font, as a share of the picture's shorter side.
-        opacity: Of the text.
+        opacity: Lower and upper end; there it is 0.5.
         colour: RGB.
     """
 
     text: str = "STOCK"
-    height: float = 1 / 6.22
-    opacity: float = 0.5
+    height: float = 0.25
+    opacity: tuple[float, float] = (0.45, 0.55)
     colour: Colour = (255, 255, 255)
 
     def _planted(self, picture: Picture, rng: np.random.Generator) -> Picture:
         height, width = picture.shape[:2]
         glyphs = _written(self.text, max(6, round(self.height * min(height, width))), 0.0)
         top, left = round(0.4 * height), round(0.01 * width)
-        return _over(picture, glyphs * self.opacity, top, left, self.colour)
+        return _over(picture, glyphs * rng.uniform(*self.opacity), top, left, self.colour)
 
 
 @dataclass(frozen=True)

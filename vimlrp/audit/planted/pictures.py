@@ -203,7 +203,11 @@ def _cover(shape: str, pose: _Pose, side: int) -> NDArray[np.float64]:
 
 
 def _round(
-    canvas: NDArray[np.float32], shape: str, centre: NDArray[np.float64], radius: float, angle: float
+    canvas: NDArray[np.float32],
+    shape: str,
+    centre: NDArray[np.float64],
+    radius: float,
+    angle: float,
 ) -> None:
     x, y = (int(value) for value in np.rint(centre))
     cv2.circle(canvas, (x, y), round(radius), 1.0, -1)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -207,9 +206,7 @@ def _one(pictures: Pictures, plan: Plan, label: int, index: int, carries: bool) 
     return _Made(decoded(data), twin, mask, place, data)
 
 
-def _file(
-    picture: Picture, name: str, rng: np.random.Generator
-) -> tuple[bytes, NDArray[np.bool_]]:
+def _file(picture: Picture, name: str, rng: np.random.Generator) -> tuple[bytes, NDArray[np.bool_]]:
     """The JPEG file of a picture with an artifact, and the artifact's pixels."""
     artifact = ARTIFACTS[name]
     if isinstance(artifact, Jpeg):
