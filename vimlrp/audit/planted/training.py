@@ -55,6 +55,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 _SMOOTHING = 0.1
 _DECAY = 0.05
 _WARM_UP = 0.1
+_SHIFT = 2
 
 
 def create(name: str, classes: int, side: int, *, seed: int = 0) -> nn.Module:
@@ -110,7 +111,8 @@ def train(
 ) -> None:
     """Train a model in place, on its device; it is left in evaluation mode.
 
-    AdamW under a linear warm-up and a cosine, with label smoothing 0.1; on a GPU in bfloat16.
+    AdamW under a linear warm-up and a cosine, with label smoothing 0.1; on a GPU in bfloat16. Pictures are
+    shifted by up to two pixels and mirrored at random.
 
     Args:
         model: To train.
@@ -124,12 +126,13 @@ def train(
     optimiser = torch.optim.AdamW(_groups(model), lr=architecture.rate)
     steps = architecture.epochs * max(1, len(x) // architecture.batch)
     model.train()
-    for step, rows in enumerate(_batches(len(x), architecture, seed)):
+    generator = torch.Generator().manual_seed(seed)
+    for step, rows in enumerate(_batches(len(x), architecture, generator)):
         for group in optimiser.param_groups:
             group["lr"] = architecture.rate * _share(step / steps)
         rows = rows.to(x.device)
         with torch.autocast(x.device.type, torch.bfloat16, x.device.type == "cuda"):
-            out = model(x[rows])
+            out = model(_moved(x[rows], generator))
         loss = F.cross_entropy(out.float(), y[rows], label_smoothing=_SMOOTHING)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -138,12 +141,23 @@ def train(
     model.eval()
 
 
-def _batches(count: int, architecture: Architecture, seed: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def _batches(
+    count: int, architecture: Architecture, generator: torch.Generator
+) -> Iterator[Tensor]:
     for _ in range(architecture.epochs):
         order = torch.randperm(count, generator=generator)
         for i in range(max(1, count // architecture.batch)):
             yield order[i * architecture.batch : (i + 1) * architecture.batch]
+
+
+def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch (B, 3, S, S) shifted by up to two pixels, and half of it mirrored."""
+    side = x.shape[-1]
+    top, left = torch.randint(2 * _SHIFT + 1, (2,), generator=generator).tolist()
+    padded = F.pad(x, (_SHIFT,) * 4, mode="reflect")
+    x = padded[..., top : top + side, left : left + side]
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(-1), x)
 
 
 def _share(progress: float) -> float:
