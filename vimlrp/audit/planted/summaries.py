@@ -186,16 +186,9 @@ def _retrieval(findings: Rows) -> str:
         keys = ("auroc", "average_precision", "precision_at_10", "precision_at_25", "best_f1")
         keys += ("f1", "purity", "recall")
         good = proportion(sum(r["precision_at_10"] >= 0.9 for r in found), len(found))
-        rows.append(
-            [
-                name,
-                str(len(own)),
-                *(_number(_mean(r[key] for r in found)) for key in keys),
-                _share(good),
-                f"{lift:.1f}x",
-                f"{np.median([r['to_view'] for r in found]):g}",
-            ]
-        )
+        means = [_number(_mean(r[key] for r in found)) for key in keys]
+        view = f"{np.median([r['to_view'] for r in found]):g}"
+        rows.append([name, str(len(own)), *means, _share(good), f"{lift:.1f}x", view])
     header = (
         "prevalence | classes | AUROC | AP | P@10 | P@25 | best F1 | F1 of those taken | purity "
         "of the cluster | its recall | P@10 >= 0.9 | AP over chance | pictures to view"

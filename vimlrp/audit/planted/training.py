@@ -47,7 +47,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             {"img_size": 64, "patch_size": 8, "embed_dim": 96, "depth": 6, "d_state": 8},
         ),
         "vmamba": Architecture("test_vmamba", {"dim": 32, "depths": (1, 1, 2)}),
-        "cnn": Architecture("test_resnet"),
+        "cnn": Architecture("test_resnet", rate=4e-3),
     }
 )
 """The models of the benchmark, 0.3 to 0.6 million parameters each."""
@@ -111,8 +111,8 @@ def train(
 ) -> None:
     """Train a model in place, on its device; it is left in evaluation mode.
 
-    AdamW under a linear warm-up and a cosine, with label smoothing 0.1; on a GPU in bfloat16. Pictures are
-    shifted by up to two pixels and mirrored at random.
+    AdamW under a linear warm-up and a cosine, with label smoothing 0.1, in bfloat16 on a GPU.
+    Pictures are shifted by up to two pixels and mirrored at random.
 
     Args:
         model: To train.
