@@ -197,8 +197,9 @@ def test_interval_of_a_mean_by_its_formula():
         (0.05, 0.31, 0.1, True, False),
         (0.05, 0.90, -0.1, False, False),  # the logit is not proven to rise
         (0.05, 0.25, 1.0, False, False),  # in between
-        (0.05, 0.14, 1.0, False, True),
+        (0.05, 0.14, -0.1, False, True),
         (0.05, 0.01, -3.0, False, True),
+        (0.05, 0.14, 0.2, False, False),  # it does move the logit
     ],
 )
 def test_gate(base, attacked, low, gated, ignored):

@@ -27,7 +27,7 @@ from vimlrp.audit.planted.running import Record, Settings, read_records, run
 from vimlrp.audit.planted.summaries import summary
 from vimlrp.audit.planted.training import ARCHITECTURES
 
-QUICK = {"classes": 12, "count": 80, "held_out": 20, "epochs": 12, "controls": 2}
+QUICK = {"classes": 12, "count": 100, "extra": 0, "held_out": 20, "controls": 2}
 
 
 def chosen(
@@ -69,9 +69,10 @@ def spawn(jobs: int, out: Path) -> None:
 
 
 def work(settings: Sequence[Settings], out: Path, device: torch.device) -> None:
+    workers = torch.get_num_threads()
     for one in settings:
         started = time.perf_counter()
-        record = run(one, out, device)
+        record = run(one, out, device, workers=workers)
         print(f"{one.name}: {time.perf_counter() - started:.0f} s, {in_short(record)}", flush=True)
 
 
@@ -96,6 +97,7 @@ def in_short(record: Record) -> str:
 @click.option("--folder", type=click.Path(path_type=Path), help="Plant on pictures of your own.")
 @click.option("--classes", type=int)
 @click.option("--count", type=int, help="Pictures of a class.")
+@click.option("--extra", type=int, help="Further pictures of a class, to train on alone.")
 @click.option("--held-out", type=int)
 @click.option("--side", type=int)
 @click.option("--epochs", type=int)

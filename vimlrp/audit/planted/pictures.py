@@ -68,7 +68,7 @@ class DrawnPictures:
     classes: int = 20
     side: int = 64
     seed: int = 0
-    contrast: tuple[float, float] = (0.35, 0.8)
+    contrast: tuple[float, float] = (0.45, 0.9)
     two_poses: frozenset[int] = field(default=frozenset())
 
     def __post_init__(self) -> None:
@@ -173,7 +173,7 @@ def _pose(rng: np.random.Generator, kind: int | None) -> _Pose:
 def _noise(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Smooth correlated noise of three colours around grey, (side, side, 3)."""
     total = np.full((side, side, 3), rng.uniform(85, 170))
-    for cells, strength in ((3, 32), (8, 22), (20, 14)):
+    for cells, strength in ((3, 30), (8, 18), (20, 11)):
         coarse = rng.normal(0, strength, (cells, cells, 3))
         total += cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
     return total

@@ -16,11 +16,12 @@ from vimlrp.errors import InputError
 from vimlrp.evaluation.bootstrap import Estimate
 from vimlrp.optional import optional
 
-__all__ = ["GATE", "IGNORED", "Reliance", "mean_interval", "reliance"]
+__all__ = ["FAINT", "GATE", "IGNORED", "Reliance", "mean_interval", "reliance"]
 
-GATE, IGNORED = 0.25, 0.1
+GATE, IGNORED, FAINT = 0.25, 0.1, 0.5
 """The rise of the attacked class from which a classifier relies on an artifact, and up to which it
-ignores it; in between neither is said. After Adebayo et al., ICLR 2022."""
+ignores it if the class's logit also rises by less than FAINT on average; in between neither is
+said. The first two after Adebayo et al., ICLR 2022."""
 
 _ATTACKED = 400
 
@@ -55,7 +56,7 @@ class Reliance:
     @property
     def ignored(self) -> bool:
         """Whether the classifier ignores the artifact, so that an audit should not blame it."""
-        return self.attack <= IGNORED
+        return self.attack <= IGNORED and max(self.effect.value, self.carried.value) < FAINT
 
 
 def reliance(model: nn.Module, label: int, audited: Planted, held_out: Planted) -> Reliance:

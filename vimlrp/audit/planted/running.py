@@ -8,7 +8,7 @@ several processes may share a folder.
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -45,6 +45,7 @@ class Settings:
         seed: Chooses the plan, the pictures and the weights.
         classes: Their number; that of the folder, if one is given.
         count: Pictures of each class that are trained on and audited.
+        extra: Pictures of each class that are trained on alone, planted alike.
         held_out: Pictures of each class that are neither, for the truth about the classifier.
         side: Of the pictures in pixels.
         epochs: Of the training; None for the architecture's own.
@@ -57,6 +58,7 @@ class Settings:
     seed: int
     classes: int = 20
     count: int = 300
+    extra: int = 300
     held_out: int = 60
     side: int = 64
     epochs: int | None = None
@@ -79,13 +81,20 @@ class Settings:
         return {**asdict(self), "folder": None if self.folder is None else str(self.folder)}
 
 
-def run(settings: Settings, out: str | Path, device: torch.device | str = "cpu") -> Record:
+def run(
+    settings: Settings,
+    out: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    workers: int = 1,
+) -> Record:
     """Do one run, or read what it found before.
 
     Args:
         settings: Which run.
         out: The folder of the records.
         device: To train and to explain on.
+        workers: Processes to screen in; the record does not depend on it.
 
     Raises:
         InputError: If the folder holds a record of the same name and other settings.
@@ -93,7 +102,7 @@ def run(settings: Settings, out: str | Path, device: torch.device | str = "cpu")
     path = Path(out) / f"{settings.name}.json"
     if path.exists():
         return _known(path, settings)
-    record = _Run(settings, torch.device(device)).record()
+    record = _Run(settings, torch.device(device), workers).record()
     atomic_write(path, json.dumps(record, indent=1, allow_nan=True).encode())
     return record
 
@@ -132,6 +141,7 @@ def _known(path: Path, settings: Settings) -> Record:
 class _Run:
     settings: Settings
     device: torch.device
+    workers: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -140,10 +150,12 @@ class _Run:
         plan = plan_for(settings.seed, self._classes())
         with self._timed("plant"):
             pictures = settings.pictures(plan)
-            audited = plant(pictures, plan, settings.count)
-            held_out = plant(pictures, plan, settings.held_out, start=settings.count)
+            count, extra = settings.count, settings.extra
+            audited = plant(pictures, plan, count)
+            further = [plant(pictures, plan, extra, start=count)] if extra else []
+            held_out = plant(pictures, plan, settings.held_out, start=count + extra)
         with self._timed("train"):
-            model = self._trained(audited)
+            model = self._trained([audited, *further])
         with self._timed("truth"):
             truths = {
                 one.label: reliance(model, one.label, audited, held_out) for one in plan.plantings
@@ -168,14 +180,16 @@ class _Run:
         folder = self.settings.folder
         return self.settings.classes if folder is None else len(FolderPictures(folder).names)
 
-    def _trained(self, audited: Planted) -> nn.Module:
+    def _trained(self, sets: Sequence[Planted]) -> nn.Module:
         settings = self.settings
         architecture = ARCHITECTURES[settings.model]
         if settings.epochs is not None:
             architecture = replace(architecture, epochs=settings.epochs)
-        classes = audited.plan.classes
+        classes = sets[0].plan.classes
         model = create(settings.model, classes, settings.side, seed=settings.seed).to(self.device)
-        train(model, audited.learnt, audited.labels, architecture, seed=settings.seed)
+        pictures = np.concatenate([planted.learnt for planted in sets])
+        labels = np.concatenate([planted.labels for planted in sets])
+        train(model, pictures, labels, architecture, seed=settings.seed)
         return model
 
     def _audit(
@@ -191,7 +205,7 @@ class _Run:
         with self._timed("gather"):
             evidence = auditing.gather(model, data, folder / "audit")
         with self._timed("screen"):
-            screening = auditing.screen(evidence, seed=seed)
+            screening = auditing.screen(evidence, seed=seed, workers=self.workers)
         audit = Audited(model, audited, held_out, evidence, screening)
         classes = [compared_class(audit, label, truths) for label in range(audited.plan.classes)]
         findings = []
