@@ -1,6 +1,6 @@
 """The stages of the audit as the benchmark calls them, in one place."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ from torch import nn
 
 from vimlrp.audit import stages
 from vimlrp.audit.drilling import drill
+from vimlrp.audit.mitigating import mitigate
+from vimlrp.audit.planted.mitigating import outcome
 from vimlrp.audit.planted.plans import Plan
 from vimlrp.audit.planted.planting import Planted
 from vimlrp.audit.records import Evidence, Finding, Screening
@@ -50,5 +52,31 @@ def gather(model: nn.Module, data: DataSet, folder: Path) -> Evidence:
 
 
 def mitigated(audit: Audited, finding: Finding, *, seed: int) -> list[dict[str, Any]]:
-    """Placeholder."""
-    return []
+    """Fit the audit's mitigations to a finding, and measure them with the artifact itself.
+
+    Args:
+        audit: The audit.
+        finding: In a class with an artifact.
+        seed: Of the fit.
+
+    Returns:
+        For each method its name and what `vimlrp.audit.planted.mitigating.outcome` measured.
+
+    Raises:
+        VimLRPError: If the audit declines to mitigate.
+    """
+    label = finding.candidate.label
+    planting = audit.plan.planting_of(label)
+    if planting is None:
+        return []
+    mitigation = mitigate(audit.model, audit.evidence, finding, seed=seed)
+    found = outcome(
+        audit.model,
+        lambda: mitigation.attach(audit.model),
+        label,
+        planting.artifact,
+        audit.held_out,
+    )
+    reactive = "reactive" if mitigation.reactive else "always"
+    rank = len(mitigation.directions)
+    return [{"method": "P-ClArC", "variant": f"{reactive}, rank {rank}", **asdict(found)}]

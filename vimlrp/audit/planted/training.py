@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vimlrp.models  # noqa: F401  # its import registers the models with timm
 from vimlrp.errors import InputError
-from vimlrp.inference import Inference
+from vimlrp.modes import evaluation_mode
 from vimlrp.preprocessing import Preprocessing
 
 __all__ = ["ARCHITECTURES", "Architecture", "as_input", "create", "logits", "train"]
@@ -59,6 +59,7 @@ _SMOOTHING = 0.1
 _DECAY = 0.05
 _WARM_UP = 0.1
 _SHIFT = 2
+_PIECE = 256
 
 
 def create(name: str, classes: int, side: int, *, seed: int = 0) -> nn.Module:
@@ -98,10 +99,10 @@ def as_input(pictures: NDArray[np.uint8], model: nn.Module) -> Tensor:
 
 
 def logits(model: nn.Module, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits (N, C) of pictures (N, S, S, 3)."""
-    run = Inference(model)
-    pieces = np.array_split(pictures, max(1, math.ceil(len(pictures) / 1024)))
-    return np.concatenate([run(as_input(piece, model)).cpu().numpy() for piece in pieces])
+    """Logits (N, C) of pictures (N, S, S, 3), by the model as it is, with whatever is attached."""
+    pieces = np.array_split(pictures, max(1, math.ceil(len(pictures) / _PIECE)))
+    with torch.no_grad(), evaluation_mode(model):
+        return np.concatenate([model(as_input(piece, model)).cpu().numpy() for piece in pieces])
 
 
 def train(
