@@ -234,7 +234,7 @@ def _causality(findings: Rows) -> str:
     ]
     for kind in dict.fromkeys(e["kind"] for f in planted for e in f["effects"]):
         pairs = np.array([*_pairs(planted, kind)])
-        if len(pairs) >= 3:
+        if len(pairs) >= 3 and np.ptp(pairs, axis=0).min() > 0:
             spearman = optional("scipy.stats", "scipy", "audit").spearmanr(*pairs.T).statistic
             signs = proportion(
                 int((np.sign(pairs[:, 0]) == np.sign(pairs[:, 1])).sum()), len(pairs)
