@@ -233,10 +233,11 @@ class _Run:
         with self._timed("verify"):
             finding = auditing.verify(audit.model, audit.evidence, candidate, seed=seed)
         with self._timed("compare"):
-            record = compared_finding(audit, score, finding, truth)
-        if truth is not None and truth.gated:
-            with self._timed("mitigate"), self._recovering(f"mitigating class {label}"):
-                record["mitigation"] = auditing.mitigated(audit, finding, seed=seed)
+            record = {**compared_finding(audit, score, finding, truth), "mitigation": []}
+        for method in auditing.METHODS if truth is not None and truth.gated else ():
+            with self._timed("mitigate"), self._recovering(f"{method} on class {label}"):
+                done = auditing.mitigated(audit, finding, method, seed=seed)
+                record["mitigation"].append(done)
         return record
 
     @contextmanager
