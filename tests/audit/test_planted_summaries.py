@@ -43,6 +43,7 @@ def a_finding(label, kind="planted", verdict="causal", clever_hans=True, mean=1.
             "purity": 1.0,
             "recall": 0.2,
             "prevalence": 0.25,
+            "carriers": 20,
             "to_view": 40,
         },
         "localisation": {

@@ -107,6 +107,7 @@ class Retrieval:
         purity: Share of carriers in the cluster that it was found by; NaN for an empty one.
         recall: Share of the carriers that are in that cluster.
         prevalence: Share of carriers, which is the average precision of chance.
+        carriers: Their number; of fewer than ten, a precision at 10 of 1 is out of reach.
         to_view: Pictures to look at, in falling order of score, until nine in ten carriers were
             seen.
     """
@@ -120,6 +121,7 @@ class Retrieval:
     purity: float
     recall: float
     prevalence: float
+    carriers: int
     to_view: int
 
 
@@ -159,6 +161,7 @@ def retrieval(
         hits / int(cluster.sum()) if cluster.any() else float("nan"),
         hits / int(wanted.sum()),
         float(wanted.mean()),
+        int(wanted.sum()),
         int(np.searchsorted(np.cumsum(ordered), 0.9 * wanted.sum() - 1e-9) + 1),
     )
 

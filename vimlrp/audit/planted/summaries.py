@@ -17,6 +17,7 @@ __all__ = ["summary"]
 
 _EFFECTIVE = (Verdict.CAUSAL, Verdict.NON_LOCAL)
 """Verdicts that blame the classifier."""
+_FIRST = 10
 _STRONG = 0.1
 """The prevalence from which targets hold."""
 
@@ -185,13 +186,14 @@ def _retrieval(findings: Rows) -> str:
         lift = _mean(r["average_precision"] / r["prevalence"] for r in found)
         keys = ("auroc", "average_precision", "precision_at_10", "precision_at_25", "best_f1")
         keys += ("f1", "purity", "recall")
-        good = proportion(sum(r["precision_at_10"] >= 0.9 for r in found), len(found))
+        able = [r for r in found if r["carriers"] >= _FIRST]
+        good = proportion(sum(r["precision_at_10"] >= 0.9 for r in able), len(able))
         means = [_number(_mean(r[key] for r in found)) for key in keys]
         view = f"{np.median([r['to_view'] for r in found]):g}"
         rows.append([name, str(len(own)), *means, _share(good), f"{lift:.1f}x", view])
     header = (
         "prevalence | classes | AUROC | AP | P@10 | P@25 | best F1 | F1 of those taken | purity "
-        "of the cluster | its recall | P@10 >= 0.9 | AP over chance | pictures to view"
+        "of the cluster | its recall | P@10 >= 0.9 (of 10 carriers or more) | AP over chance | pictures to view"
     )
     return _table(header, rows)
 
@@ -224,12 +226,13 @@ def _causality(findings: Rows) -> str:
     calm = [f for f in findings if f["ignored"]]
     right = proportion(sum(f["verdict"] in _EFFECTIVE for f in strong), len(strong))
     quiet = proportion(sum(f["verdict"] not in _EFFECTIVE for f in calm), len(calm))
-    hans = proportion(sum(f["clever_hans"] for f in strong), len(strong))
+    local = [f for f in strong if ARTIFACTS[f["artifact"]].local]
+    hans = proportion(sum(f["clever_hans"] for f in local), len(local))
     spared = proportion(sum(not f["clever_hans"] for f in calm), len(calm))
     rows = [
         ["effect claimed where there is one", _share(right)],
         ["no effect claimed in controls and where it is ignored", _share(quiet)],
-        ["called Clever Hans where it is", _share(hans)],
+        ["called Clever Hans where it is, local artifacts", _share(hans)],
         ["not called so in controls and where it is ignored", _share(spared)],
     ]
     for kind in dict.fromkeys(e["kind"] for f in planted for e in f["effects"]):
