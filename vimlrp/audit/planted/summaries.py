@@ -193,7 +193,8 @@ def _retrieval(findings: Rows) -> str:
         rows.append([name, str(len(own)), *means, _share(good), f"{lift:.1f}x", view])
     header = (
         "prevalence | classes | AUROC | AP | P@10 | P@25 | best F1 | F1 of those taken | purity "
-        "of the cluster | its recall | P@10 >= 0.9 (of 10 carriers or more) | AP over chance | pictures to view"
+        "of the cluster | its recall | P@10 >= 0.9, of 10 carriers or more | AP over chance | "
+        "pictures to view"
     )
     return _table(header, rows)
 
