@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,7 +98,6 @@ def plant(pictures: Pictures, plan: Plan, count: int, *, start: int = 0) -> Plan
     ]
     with ThreadPoolExecutor(_READERS) as pool:
         made = list(pool.map(lambda job: _one(pictures, plan, *job), jobs))
-    objects = [one.object for one in made]
     return Planted(
         plan,
         np.stack([one.picture for one in made]),
@@ -105,7 +105,7 @@ def plant(pictures: Pictures, plan: Plan, count: int, *, start: int = 0) -> Plan
         np.array([job[0] for job in jobs], dtype=np.int64),
         np.array([job[2] for job in jobs], dtype=bool),
         np.stack([one.mask for one in made]),
-        None if any(each is None for each in objects) else np.stack([*filter(_known, objects)]),
+        _together(one.object for one in made),
         tuple(one.file for one in made),
     )
 
@@ -217,8 +217,11 @@ def _file(picture: Picture, name: str, rng: np.random.Generator) -> tuple[bytes,
     return encoded(changed, JPEG_QUALITY), mask
 
 
-def _known(place: NDArray[np.bool_] | None) -> bool:
-    return place is not None
+def _together(places: Iterable[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """Where the objects are, if that is known of all."""
+    all_places = list(places)
+    known = [place for place in all_places if place is not None]
+    return np.stack(known) if len(known) == len(all_places) else None
 
 
 def _write_object(planted: Planted, row: int, path: Path) -> Path | None:

@@ -18,6 +18,10 @@ __all__ = ["summary"]
 _EFFECTIVE = (Verdict.CAUSAL, Verdict.NON_LOCAL)
 """Verdicts that blame the classifier."""
 _FIRST = 10
+_RETRIEVED = (
+    *("auroc", "average_precision", "precision_at_10", "precision_at_25"),
+    *("best_f1", "f1", "purity", "recall"),
+)
 _STRONG = 0.1
 """The prevalence from which targets hold."""
 
@@ -184,11 +188,9 @@ def _retrieval(findings: Rows) -> str:
             continue
         found = [f["retrieval"] for f in own]
         lift = _mean(r["average_precision"] / r["prevalence"] for r in found)
-        keys = ("auroc", "average_precision", "precision_at_10", "precision_at_25", "best_f1")
-        keys += ("f1", "purity", "recall")
         able = [r for r in found if r["carriers"] >= _FIRST]
         good = proportion(sum(r["precision_at_10"] >= 0.9 for r in able), len(able))
-        means = [_number(_mean(r[key] for r in found)) for key in keys]
+        means = [_number(_mean(r[key] for r in found)) for key in _RETRIEVED]
         view = f"{np.median([r['to_view'] for r in found]):g}"
         rows.append([name, str(len(own)), *means, _share(good), f"{lift:.1f}x", view])
     header = (

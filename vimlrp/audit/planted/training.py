@@ -172,8 +172,9 @@ def _share(progress: float) -> float:
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    spared = getattr(model, "no_weight_decay", set)()
-    decayed, free = [], []
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (free if parameter.ndim < 2 or name in spared else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": _DECAY}, {"params": free, "weight_decay": 0.0}]
