@@ -168,7 +168,9 @@ def write_and_time(evidence: Evidence, screening: Any, folder: Path) -> None:
 @click.option("--seed", default=0)
 @click.option("--workers", default=1, help="Processes to screen in.")
 @click.option("--report/--no-report", default=True)
-def main(classes: int, count: int, planted: int, rate: float, seed: int, report: bool) -> None:
+def main(
+    classes: int, count: int, planted: int, rate: float, seed: int, workers: int, report: bool
+) -> None:
     """Print times, storage and hits."""
     print(describe(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as name:

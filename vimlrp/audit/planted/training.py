@@ -45,10 +45,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "vim": Architecture(
             "test_vim",
             {"img_size": 64, "patch_size": 8, "embed_dim": 96, "depth": 6, "d_state": 8},
-            epochs=30,
+            epochs=40,
         ),
         "vmamba": Architecture(
-            "test_vmamba", {"dim": 32, "depths": (1, 1, 2)}, epochs=30, rate=3e-3
+            "test_vmamba", {"dim": 32, "depths": (1, 1, 2)}, epochs=40, rate=3e-3
         ),
         "cnn": Architecture("test_resnet", rate=4e-3),
     }
