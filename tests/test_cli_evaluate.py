@@ -149,14 +149,19 @@ def test_what_cannot_start_gives_exit_code_two(
 def test_a_folder_with_another_evaluation_is_kept_unless_overwritten(
     checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
-    words = ("--metrics", "complexity", "--no-plots")
+    words = ("--metrics", "complexity,flipping:mean")
     assert evaluate(checkpoint, photos, tmp_path / "out", *words).exit_code == 0
     other = evaluate(checkpoint, photos, tmp_path / "out", *words, "--target", "label")
     assert other.exit_code == 2
     assert "other settings (target)" in " ".join(other.output.split())
-    again = evaluate(checkpoint, photos, tmp_path / "out", *words, "--target", "label",
+    curves = tmp_path / "out" / "curves"
+    assert (curves / "flipping_mean_logit.png").is_file()
+    again = evaluate(checkpoint, photos, tmp_path / "out", "--metrics", "complexity,flipping:blur",
                      "--overwrite")  # fmt: skip
     assert again.exit_code == 0
+    assert {file.name for file in curves.iterdir()} == {
+        "flipping_blur_logit.png", "flipping_blur_probability.png",
+    }  # fmt: skip
 
 
 def test_a_model_without_a_classifier_is_refused(tmp_path: Path, photos: Path) -> None:

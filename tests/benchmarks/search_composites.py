@@ -115,8 +115,7 @@ def difference_table(results: Results) -> Iterator[str]:
     order = sorted(results.methods.items(), key=lambda item: -item[1].values[columns[0]].mean())
     for name, found in order:
         cells = [_change(found.values[column], reference[column]) for column in columns]
-        cost = 1e3 * found.seconds / max(found.images, 1)
-        yield f"| {name} | {' | '.join(cells)} | {cost:.0f} |"
+        yield f"| {name} | {' | '.join(cells)} | {1e3 * found.costs[0].seconds:.0f} |"
 
 
 def _change(new: NDArray[np.float64], old: NDArray[np.float64]) -> str:

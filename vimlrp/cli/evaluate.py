@@ -133,8 +133,7 @@ def command(
         plan.check()
         store = Store(out, plan.settings(), overwrite=overwrite)
         results = _run(plan, store, console)
-        files = reports.write(results, out, command=shlex.join(sys.argv))
-        files += plots.draw_curves(results, out / "curves") if draw else []
+        files = reports.write(results, out, command=shlex.join(sys.argv), draw=draw)
     except VimLRPError as error:
         raise UsageError(str(error)) from error
     except torch.OutOfMemoryError as error:

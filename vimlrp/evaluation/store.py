@@ -6,9 +6,7 @@ folder that holds parts of other settings is refused.
 
 import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,13 @@ from numpy.typing import NDArray
 
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
+from vimlrp.evaluation.outputs import remove_outputs
 from vimlrp.files import atomic_write, distinct_names
 
 __all__ = ["Part", "Store"]
 
 _SETTINGS = "settings.json"
+_DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Part:
         arrays: Values, (n,), and curves, (n, S), of each sample.
         problems: What could not be used or measured.
         facts: Numbers about the part, such as the seconds that it took.
+        device: What it ran on.
     """
 
     arrays: Mapping[str, NDArray[np.float64]]
     problems: Sequence[Problem] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
+    device: str = ""
 
 
 class Store:
@@ -47,7 +49,7 @@ class Store:
     Args:
         folder: Is made where it is missing.
         settings: All that results depend on, as JSON takes it.
-        overwrite: Remove parts of other settings instead of refusing them.
+        overwrite: Remove parts and outputs of other settings instead of refusing them.
 
     Raises:
         InputError: If the folder holds parts of other settings, or something else, or cannot be
@@ -87,15 +89,16 @@ class Store:
                 arrays = {name: file[name] for name in file.files if name != _ABOUT}
                 about = json.loads(str(file[_ABOUT]))
             problems = [Problem(**problem) for problem in about["problems"]]
+            facts, device = about["facts"], about.get("device", "")
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(
                 f"{path} is damaged ({error}): remove it and run the evaluation again"
             ) from error
-        return Part(arrays, problems, about["facts"])
+        return Part(arrays, problems, facts, device)
 
     def __setitem__(self, key: tuple[int, str], part: Part) -> None:
         problems = [asdict(problem) for problem in part.problems]
-        about = json.dumps({"problems": problems, "facts": dict(part.facts)})
+        about = json.dumps({"problems": problems, "facts": dict(part.facts), "device": part.device})
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {**part.arrays, _ABOUT: np.array(about)}
         np.savez_compressed(buffer, **arrays)
@@ -103,7 +106,8 @@ class Store:
 
     def _path(self, key: tuple[int, str]) -> Path:
         batch, method = key
-        name = f"{batch:05d}-{method}" if method else f"{batch:05d}"
+        number = f"{batch:0{_DIGITS}d}"
+        name = f"{number}-{method}" if method else number
         return self.folder / "parts" / f"{distinct_names([name])[0]}.npz"
 
     def _give_way(self, known: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
@@ -113,8 +117,10 @@ class Store:
                 f"{self.folder} holds an evaluation with other settings "
                 f"({_difference(known, settings)}): give another folder, or overwrite it"
             )
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder / "parts")
+        # Before the new settings are written, so that these never stand beside others' results.
+        remove_outputs(self.folder)
+        for part in self.folder.glob(f"parts/{'[0-9]' * _DIGITS}*.npz"):
+            part.unlink()
 
 
 _ABOUT = "about"
