@@ -371,7 +371,7 @@ def test_another_function_under_a_name_is_another_method_and_a_lambda_always_is(
         ({"metrics": ("pointing",)}, "boxes or masks"),
         ({"metrics": ("flipping:zero_token",)}, "tokens"),
         ({"patch_size": 7}, "do not cover"),
-        ({"metrics": ("black:patches",), "patch_size": 7}, "do not cover"),
+        ({"metrics": ("black:patches",), "patch_size": 33}, "do not fit"),
     ],
 )
 def test_what_does_not_fit_is_found_beforehand(data, options, message):

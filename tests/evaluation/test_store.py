@@ -84,9 +84,10 @@ def test_parts_that_cannot_be_removed_are_no_loss_in_silence(tmp_path, monkeypat
     def refuse(path, missing_ok=False):
         raise PermissionError(13, "not allowed")
 
-    with monkeypatch.context() as patched, pytest.raises(InputError, match="not allowed"):
-        patched.setattr("pathlib.Path.unlink", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(InputError, match="not allowed"):
         Store(tmp_path, {**SETTINGS, "model": "b"}, overwrite=True)
+    monkeypatch.undo()
     assert (0, "m") in Store(tmp_path, SETTINGS)
 
 

@@ -187,6 +187,9 @@ class OtherClass:
     """Rank correlation with the map of another class; lower is better.
 
     Source: the random logit test of Sixt, Granz and Landgraf, ICML 2020, by Spearman's correlation.
+    It is not the data randomisation test of Adebayo et al., NeurIPS 2018, which compares with a
+    model trained on randomly permuted labels and so takes a training that no metric can do. With
+    such a model at hand, `rank_correlation` of the maps of both is that test.
     """
 
     name: str = "other_class"
