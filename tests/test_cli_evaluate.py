@@ -4,11 +4,13 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from click.testing import CliRunner, Result
 from evaluation_models import photo_folder
+from PIL import Image
 from safetensors.torch import save_file
 
 from vimlrp.cli import main
@@ -215,3 +217,59 @@ def test_a_device_that_is_full_keeps_what_is_measured(
     assert len(list((tmp_path / "out" / "parts").glob("*-*.npz"))) == 2
     monkeypatch.undo()
     assert evaluate(checkpoint, photos, tmp_path / "out", *words).exit_code == 0
+
+
+CALTECH = (
+    "accordion", "airplanes", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai",
+    "brain",
+)  # fmt: skip
+
+
+def test_masks_are_measured_against_with_a_checkpoints_own_classes(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    """As on Caltech-101: a checkpoint that names no classes, and a table that names them."""
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join(CALTECH) + "\n\n", encoding="utf-8-sig")
+    rows = []
+    for i, (photo, label) in enumerate([("0/0", "ant"), ("7/1", "Brain"), ("7/0", "dolphin")]):
+        mask = np.zeros((40, 48), np.uint8)
+        mask[8:32, 10 + i : 30] = 255
+        Image.fromarray(mask).save(photos / f"mask{i}.png")
+        rows.append(f"{photo}.png,{label},mask{i}.png")
+    table = photos / "masks.csv"
+    table.write_text("path,label,mask\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    words = ("--metrics", "segmentation,localisation,pointing", "--target", "label")
+    result = evaluate(checkpoint, table, out, *words, "--classes", names)
+    assert result.exit_code == 1  # dolphin
+    assert "| class missing from the model | the sample | 1 |" in result.output
+    found = list(csv.DictReader((out / "samples.csv").open(encoding="utf-8")))
+    assert [row["label"] for row in found[::2]] == ["3", "9", ""]
+    for row in found[:4]:
+        assert 0 < float(row["segmentation:patches/average_precision"]) < 1
+        assert 0 < float(row["localisation:pixels/mass"]) < 1
+    without = evaluate(checkpoint, table, tmp_path / "other", *words)
+    assert "| class missing from the model | the sample | 3 |" in without.output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a\nb\n", "2 class names were given for a model of 10 classes"),
+        (b"a\nb\nc\nd\ne\nf\ng\nh\ni\nA\n", "'a' was given 2 times"),
+        (b"a\nb\nc\nd\n\nf\ng\nh\ni\nj\n", "a class name is empty"),
+        (b"\xff\xfe", "cannot be read as UTF-8"),
+        (None, "cannot be read"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(
+    checkpoint: Path, photos: Path, tmp_path: Path, text: bytes | None, message: str
+) -> None:
+    file = tmp_path / "classes.txt"
+    if text is not None:
+        file.write_bytes(text)
+    result = evaluate(checkpoint, photos, tmp_path / "out", "--classes", file)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

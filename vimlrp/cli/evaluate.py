@@ -91,6 +91,7 @@ def command(
     checkpoint: Path | None,
     weights: Weights,
     num_classes: int | None,
+    classes: Path | None,
     device: str,
     methods: str,
     metrics: str,
@@ -116,7 +117,7 @@ def command(
     try:
         if draw:
             plots.require_matplotlib()
-        model = load_model(name, checkpoint, weights, num_classes, device)
+        model = load_model(name, checkpoint, weights, num_classes, device, classes)
         found = read_data(data, class_names(model), _class_count(model, name))
         plan = Plan(
             model=model,
