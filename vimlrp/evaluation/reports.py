@@ -133,7 +133,7 @@ def cost_table(results: Results) -> str:
 
 def _cost_row(name: str, cost: Cost) -> str:
     memory = "-" if math.isnan(cost.peak_bytes) else f"{cost.peak_bytes / 2**20:.0f}"
-    times = f"{1e3 * cost.seconds:.3g} | {1e3 * cost.metric_seconds:.3g}"
+    times = f"{1e3 * cost.seconds:.4g} | {1e3 * cost.metric_seconds:.4g}"
     return f"| {name} | {cost.device} | {cost.batches} | {times} | {memory} |"
 
 
