@@ -36,3 +36,15 @@ def registered_vim():
         model = timm.create_model("test_vim", num_classes=10).eval()
     enliven(model)
     return model
+
+
+@pytest.fixture
+def full_precision():
+    """Single precision on a GPU as on a CPU, without TF32."""
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    yield
+    for place, precision in zip(places, before, strict=True):
+        place.fp32_precision = precision

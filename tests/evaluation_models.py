@@ -5,6 +5,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vimlrp.evaluation import Plan, Store, collect, metrics_named, reports, run
+
 
 class LinearModel(nn.Module):
     """Logits that are linear in the pixels: relevance is weight times input, exactly."""
@@ -68,3 +70,22 @@ def photo_folder(folder, count=3, classes=("tench", "church"), size=(40, 48)):
             Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(file)
             files.append(file)
     return files
+
+
+METHODS = {"exact": exact, "random": random_map}
+
+
+def plan(data, metrics=("flipping:mean", "complexity"), **options):
+    defaults = {
+        "model": LinearModel(), "model_name": "linear", "data": data, "methods": METHODS,
+        "metrics": metrics_named(metrics, ()), "batch_size": 2, "patch_size": 8,
+    }  # fmt: skip
+    return Plan(**{**defaults, **options})
+
+
+def finish(plan, folder, **options):
+    store = Store(folder, plan.settings())
+    run(plan, store, **options)
+    results = collect(plan, store)
+    reports.write(results, folder)
+    return results

@@ -263,3 +263,16 @@ def test_an_unknown_tag_is_refused(photo: Path) -> None:
 def test_the_contrast_is_said(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
     result = explain(checkpoint, tmp_path / "out", photo, "--target", 1, "--contrast", 2)
     assert "relevance for 1 rather than 2, difference of logits" in result.output
+
+
+def test_classes_of_a_checkpoint_are_named_by_a_file(
+    checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join(f"kind {i}" for i in range(10)))
+    out = tmp_path / "out"
+    result = explain(checkpoint, out, photo, "--classes", names, "--target", "kind 7")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((out / "photo" / "manifest.json").read_text())
+    assert manifest["samples"][0]["target"] == 7
+    assert manifest["class_names"][7] == "kind 7"

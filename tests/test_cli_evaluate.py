@@ -4,11 +4,13 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from click.testing import CliRunner, Result
 from evaluation_models import photo_folder
+from PIL import Image
 from safetensors.torch import save_file
 
 from vimlrp.cli import main
@@ -149,14 +151,19 @@ def test_what_cannot_start_gives_exit_code_two(
 def test_a_folder_with_another_evaluation_is_kept_unless_overwritten(
     checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
-    words = ("--metrics", "complexity", "--no-plots")
+    words = ("--metrics", "complexity,flipping:mean")
     assert evaluate(checkpoint, photos, tmp_path / "out", *words).exit_code == 0
     other = evaluate(checkpoint, photos, tmp_path / "out", *words, "--target", "label")
     assert other.exit_code == 2
     assert "other settings (target)" in " ".join(other.output.split())
-    again = evaluate(checkpoint, photos, tmp_path / "out", *words, "--target", "label",
+    curves = tmp_path / "out" / "curves"
+    assert (curves / "flipping_mean_logit.png").is_file()
+    again = evaluate(checkpoint, photos, tmp_path / "out", "--metrics", "complexity,flipping:blur",
                      "--overwrite")  # fmt: skip
     assert again.exit_code == 0
+    assert {file.name for file in curves.iterdir()} == {
+        "flipping_blur_logit.png", "flipping_blur_probability.png",
+    }  # fmt: skip
 
 
 def test_a_model_without_a_classifier_is_refused(tmp_path: Path, photos: Path) -> None:
@@ -210,3 +217,100 @@ def test_a_device_that_is_full_keeps_what_is_measured(
     assert len(list((tmp_path / "out" / "parts").glob("*-*.npz"))) == 2
     monkeypatch.undo()
     assert evaluate(checkpoint, photos, tmp_path / "out", *words).exit_code == 0
+
+
+CALTECH = (
+    "accordion", "airplanes", "anchor", "ant", "barrel", "bass", "beaver", "binocular", "bonsai",
+    "brain",
+)  # fmt: skip
+
+
+def test_masks_are_measured_against_with_a_checkpoints_own_classes(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    """As on Caltech-101: a checkpoint that names no classes, and a table that names them."""
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join(CALTECH) + "\n\n", encoding="utf-8-sig")
+    rows = []
+    for i, (photo, label) in enumerate([("0/0", "ant"), ("7/1", "Brain"), ("7/0", "dolphin")]):
+        mask = np.zeros((40, 48), np.uint8)
+        mask[8:32, 10 + i : 30] = 255
+        Image.fromarray(mask).save(photos / f"mask{i}.png")
+        rows.append(f"{photo}.png,{label},mask{i}.png")
+    table = photos / "masks.csv"
+    table.write_text("path,label,mask\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    words = ("--metrics", "segmentation,localisation,pointing", "--target", "label")
+    result = evaluate(checkpoint, table, out, *words, "--classes", names)
+    assert result.exit_code == 1  # dolphin
+    assert "| class missing from the model | the sample | 1 |" in result.output
+    found = list(csv.DictReader((out / "samples.csv").open(encoding="utf-8")))
+    assert [row["label"] for row in found[::2]] == ["3", "9", ""]
+    for row in found[:4]:
+        assert 0 < float(row["segmentation:patches/average_precision"]) < 1
+        assert 0 < float(row["localisation:pixels/mass"]) < 1
+    without = evaluate(checkpoint, table, tmp_path / "other", *words)
+    assert "| class missing from the model | the sample | 3 |" in without.output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a\nb\n", "2 class names were given for a model of 10 classes"),
+        (b"a\nb\nc\nd\ne\nf\ng\nh\ni\nA\n", "'a' was given 2 times"),
+        (b"a\nb\nc\nd\n\nf\ng\nh\ni\nj\n", "a class name is empty"),
+        (b"\xff\xfe", "cannot be read as UTF-8"),
+        (None, "cannot be read"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(
+    checkpoint: Path, photos: Path, tmp_path: Path, text: bytes | None, message: str
+) -> None:
+    file = tmp_path / "classes.txt"
+    if text is not None:
+        file.write_bytes(text)
+    result = evaluate(checkpoint, photos, tmp_path / "out", "--classes", file)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+EVERYTHING = (
+    "flipping,insertion:blur,black,localisation,pointing,segmentation,complexity,stability,"
+    "conservation,randomisation,other_class"
+)
+
+
+def columns_of(out: Path) -> dict[str, np.ndarray]:
+    rows = list(csv.DictReader((out / "samples.csv").open(encoding="utf-8")))
+    names = [name for name in rows[0] if "/" in name]
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.usefixtures("full_precision")
+def test_a_gpu_in_half_precision_ends_near_a_cpu_in_single_precision(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    photo_folder(tmp_path, 4, ("0", "3", "7"))
+    table = tmp_path / "boxes.csv"
+    rows = [f"{label}/{i}.png,{label},4,8,36,{30 + i}" for label in (0, 3, 7) for i in range(4)]
+    table.write_text("path,label,x0,y0,x1,y1\n" + "\n".join(rows) + "\n")
+    words = ("--metrics", EVERYTHING, "--methods", "mambalrp,gradient_x_input,random",
+             "--target", "label")  # fmt: skip
+    cpu, cuda = tmp_path / "on_cpu", tmp_path / "on_gpu"
+    assert evaluate(checkpoint, table, cpu, *words, "--device", "cpu").exit_code == 0
+    on_gpu = (*words, "--device", "cuda", "--precision", "bf16")
+    result = evaluate(checkpoint, table, cuda, *on_gpu)
+    assert result.exit_code == 0, result.output
+    assert "cuda (" in (cuda / "cost.md").read_text(encoding="utf-8")
+    expected, found = columns_of(cpu), columns_of(cuda)
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        if name.startswith("black"):  # hits of a class that half precision may tip over
+            continue
+        size = np.nanmax(np.abs(values))
+        assert np.allclose(found[name], values, rtol=0, atol=0.1 * size, equal_nan=True), name
+    tables = [(cuda / "samples.csv").read_bytes()]
+    assert evaluate(checkpoint, table, cuda, *on_gpu).exit_code == 0
+    assert (cuda / "samples.csv").read_bytes() == tables[0]

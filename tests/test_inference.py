@@ -92,3 +92,35 @@ def test_it_runs_in_evaluation_mode_and_without_gradients():
 def test_unusable_options_are_refused(vim, options):
     with pytest.raises(InputError, match=next(iter(options))):
         Inference(vim, **options)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@needs_gpu
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("make", [small_vim, small_vmamba])
+def test_a_gpu_gives_the_logits_of_a_cpu(make):
+    model, x = make(dtype=torch.float32), images(5, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(x)
+    model.cuda()
+    logits = Inference(model, batch_size=2)(x.cuda())
+    assert logits.is_cuda
+    assert relative_error(logits.cpu(), expected) < 1e-4
+    half = Inference(model, dtype=torch.bfloat16, batch_size=2)(x.cuda())
+    assert half.dtype == torch.float32
+    assert relative_error(half.cpu(), expected) < 0.05
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@needs_gpu
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_on_a_gpu_go_in_where_images_are_embedded(dtype):
+    model, x = small_vim(dtype=torch.float32).cuda(), images(3, dtype=torch.float32).cuda()
+    inference = Inference(model, dtype=dtype, batch_size=2)
+    tokens = inference.embed(x)
+    assert (tokens.device.type, tokens.dtype) == ("cuda", dtype)
+    error = relative_error(inference.tokens(tokens).cpu(), inference(x).cpu())
+    assert error < (1e-5 if dtype == torch.float32 else 0.02)

@@ -341,8 +341,8 @@ class GammaSum(Rule):
         return at_z + at_magnitude * a.sign(), at_z + at_magnitude * b.sign()
 
 
-# The relevance of contributions against the sign of z is a difference, of 1 + gamma / 2 and gamma / 2
-# times them. Up to here it is no worse than the larger one's rounding doubled.
+# The relevance of contributions against the sign of z is a difference, of 1 + gamma / 2 and
+# gamma / 2 times them. Up to here it is no worse than the larger one's rounding doubled.
 _NARROW = 1.0
 
 

@@ -114,7 +114,9 @@ def write_results(training: Training, data: Split, out: Path, tag: str) -> None:
         "recipe": training.recipe.as_json(),
         "gpus": training.team.size,
         "epochs_done": training.epoch,
-        "command": shlex.join(["python", f"demos/training/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(
+            ["python", f"demos/training/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+        ),
         "versions": _versions(training.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": round(sum(entry["seconds"] for entry in training.log) / 60, 2),
@@ -143,6 +145,11 @@ def load_teacher(weights: Path) -> nn.Module:
         )
     made = json.loads(record.read_text())
     return load_trained(weights, made["model"], made["recipe"].get("classes", 10))
+
+
+def _command(gpus: int) -> str:
+    launcher = ["python"] if gpus == 1 else ["torchrun", "--nproc-per-node", str(gpus)]
+    return shlex.join([*launcher, f"demos/training/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def _digest(path: Path) -> str:

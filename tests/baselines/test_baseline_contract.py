@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import images, relative_error, small_vim
 from linear_models import LinearClassifier
+from small_vmamba import small_vmamba
 from torch import nn
 
 from vimlrp import COMPOSITES
@@ -221,9 +222,15 @@ def test_every_refusal_is_one_of_the_family():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("family", ["vim", "vmamba"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_gpu_gives_the_maps_of_a_cpu(name):
-    model, x = small_vim(global_pool="avg", dtype=torch.float32), images(dtype=torch.float32)
+def test_a_gpu_gives_the_maps_of_a_cpu(name, family):
+    if family == "vim":
+        model = small_vim(global_pool="avg", dtype=torch.float32)
+    else:
+        model = small_vmamba(dtype=torch.float32)
+    x = images(dtype=torch.float32)
     expected = METHODS[name](model, x, TARGET)
     maps = METHODS[name](model.cuda(), x.cuda(), TARGET.cuda())
     assert maps.is_cuda

@@ -23,7 +23,7 @@ import timm
 import torch
 from machine import describe, pick_device
 from numpy.typing import NDArray
-from search_candidates import CANDIDATES
+from search_candidates import Changes, candidates_of
 from search_denoising import DENOISED
 from torch import nn
 
@@ -115,8 +115,7 @@ def difference_table(results: Results) -> Iterator[str]:
     order = sorted(results.methods.items(), key=lambda item: -item[1].values[columns[0]].mean())
     for name, found in order:
         cells = [_change(found.values[column], reference[column]) for column in columns]
-        cost = 1e3 * found.seconds / max(found.images, 1)
-        yield f"| {name} | {' | '.join(cells)} | {cost:.0f} |"
+        yield f"| {name} | {' | '.join(cells)} | {1e3 * found.costs[0].seconds:.0f} |"
 
 
 def _change(new: NDArray[np.float64], old: NDArray[np.float64]) -> str:
@@ -126,14 +125,14 @@ def _change(new: NDArray[np.float64], old: NDArray[np.float64]) -> str:
     return f"{new.mean():.3f} ({change:+.1f} % [{low:+.1f}, {high:+.1f}])"
 
 
-def methods_of(names: Sequence[str], family: str) -> dict[str, Method]:
+def methods_of(names: Sequence[str], candidates: Mapping[str, Changes]) -> dict[str, Method]:
     """Candidates, named composites and baselines by their names."""
-    return {name: _method(name, family) for name in dict.fromkeys([DEFAULT, *names])}
+    return {name: _method(name, candidates) for name in dict.fromkeys([DEFAULT, *names])}
 
 
-def _method(name: str, family: str) -> Method:
-    if name in CANDIDATES[family]:
-        return CompositeMethod(dict(CANDIDATES[family][name]))
+def _method(name: str, candidates: Mapping[str, Changes]) -> Method:
+    if name in candidates:
+        return CompositeMethod(dict(candidates[name]))
     return DENOISED.get(name) or method_named(name)
 
 
@@ -190,10 +189,9 @@ def main(stage: str, name: str, data: Path, out: Path, candidates: str | None, d
     print(describe(place))
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=True).eval().to(place)
-    family = family_of(model)
-    everything = [*ABLATIONS, *CANDIDATES[family], *DENOISED]
-    names = everything if candidates is None else candidates.split(";")
-    methods = methods_of(names, family)
+    known = candidates_of(model, family_of(model))
+    names = [*ABLATIONS, *known, *DENOISED] if candidates is None else candidates.split(";")
+    methods = methods_of(names, known)
     for part, plan in plans(stage, model, name, data, methods):
         report(measure(plan, out / name / stage / part), out / name / stage / part)
 

@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from vimlrp.errors import InputError
+from vimlrp.evaluation import bootstrap as module
 from vimlrp.evaluation.bootstrap import estimates
 from vimlrp.evaluation.measures import Statistic
 
@@ -64,3 +65,18 @@ def test_the_interval_is_the_same_every_time_and_shrinks_with_its_confidence():
 def test_no_interval_is_refused(options):
     with pytest.raises(InputError, match="between 0 and 1"):
         estimates([MEAN], COLUMNS, **options)
+
+
+def test_many_samples_are_drawn_in_pieces_with_the_same_result(monkeypatch):
+    gaps = {**COLUMNS, "a": np.where(np.arange(60) % 5 == 0, np.nan, COLUMNS["a"])}
+    whole = estimates([MEAN, RATIO], gaps, resamples=101)
+    drawn = np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), 101)
+    there = np.isfinite(gaps["a"])
+    means = (drawn * np.nan_to_num(gaps["a"])).sum(1) / (drawn * there).sum(1)
+    assert [whole[0].low, whole[0].high] == pytest.approx(np.percentile(means, [2.5, 97.5]))
+    assert whole[1].count == there.sum()
+    for most in (1, 60 * 7, 60 * 101):
+        monkeypatch.setattr(module, "_MOST", most)
+        pieces = estimates([MEAN, RATIO], gaps, resamples=101)
+        for one, other in zip(whole, pieces, strict=True):
+            assert vars(other) == pytest.approx(vars(one), rel=1e-13)

@@ -68,7 +68,7 @@ def test_a_csv_has_boxes_masks_and_labels(tmp_path):
     assert first.label == 4
     assert first.path == tmp_path / "a.png"
     assert first.boxes == (Box((1, 2, 3.5, 4)), Box((5, 6, 7, 8), (100, 50)))
-    assert second.mask == tmp_path / "m.png"
+    assert second.masks == (tmp_path / "m.png",)
     assert second.label is None
     assert data.has_regions
     assert not data.problems
@@ -86,9 +86,9 @@ def test_rows_that_say_nothing_usable_are_listed(tmp_path):
     assert [s.name for s in data.samples] == ["a.png", "b.png"]
     assert kinds(data) == [
         ("line 2", "no path"),
-        ("a.png", "class missing from the model"),
         ("a.png", "box is no numbers"),
         ("b.png", "box is no numbers"),
+        ("a.png", "class missing from the model"),
     ]
 
 
@@ -138,11 +138,50 @@ def test_boxes_without_a_size_or_an_end_are_listed(tmp_path):
         "d.png,1,2,nan,4,,",
         "e.png,1,2,3,inf,100,50",
         "f.png,1,2,3,4,100,",
+        "g.png,1,2,3,4,,50",
     )
     data = read_data(file, IMAGENETTE, 10)
     size = "box on a picture without a size"
+    half = "width without height, or height without width"
     assert kinds(data) == [
         ("a.png", size), ("b.png", size), ("c.png", size), ("d.png", "box is not finite"),
-        ("e.png", "box is not finite"), ("f.png", "box is no numbers"),
+        ("e.png", "box is not finite"), ("f.png", half), ("g.png", half),
     ]  # fmt: skip
     assert not data.has_regions
+
+
+def test_rows_of_one_picture_add_up(tmp_path):
+    file = table(
+        tmp_path,
+        "path,label,x0,y0,x1,y1,mask",
+        "a.png,church,1,2,3,4,one.png",
+        "a.png,,,,,,two.png",
+        "b.png,,,,,,m.png",
+        "a.png,4,5,6,7,8,one.png",
+        "a.png,CHURCH,,,,,",
+    )
+    first, second = read_data(file, IMAGENETTE, 10).samples
+    assert first.label == 4
+    assert first.boxes == (Box((1, 2, 3, 4)), Box((5, 6, 7, 8)))
+    assert first.masks == (tmp_path / "one.png", tmp_path / "two.png")
+    assert (second.label, second.masks) == (None, (tmp_path / "m.png",))
+    assert not read_data(file, IMAGENETTE, 10).problems
+
+
+def test_a_picture_of_two_classes_has_none_and_is_listed(tmp_path):
+    file = table(
+        tmp_path, "path,label", "a.png,church", "a.png,tench", "b.png,3", "b.png,dragon", "c.png,2",
+    )  # fmt: skip
+    data = read_data(file, IMAGENETTE, 10)
+    assert [s.label for s in data.samples] == [None, None, 2]
+    assert kinds(data) == [
+        ("a.png", "conflicting labels"),
+        ("b.png", "class missing from the model"), ("b.png", "conflicting labels"),
+    ]  # fmt: skip
+    assert "church in line 2; tench in line 3" in data.problems[0].detail
+
+
+def test_a_draw_keeps_the_problems_that_are_no_samples(tmp_path):
+    rows = [f"{i}.png,dragon" for i in range(4)]
+    data = read_data(table(tmp_path, "path,label", *rows, ",church"), IMAGENETTE, 10)
+    assert [p.sample for p in data.evenly(2).problems] == ["line 6", "0.png", "2.png"]

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -124,3 +125,34 @@ def test_shapes_and_types_that_do_not_fit_are_refused():
         mass_accuracy(random(2, 8, 8), BOXES.float())
     with pytest.raises(InputError, match="regions of"):
         segmentation(random(1, 8, 8), BOXES)
+
+
+def bins(side, count):
+    """The pixels that each of so many equal lengths touches."""
+    ends = [side * i / count for i in range(count + 1)]
+    return [range(math.floor(a), math.ceil(b)) for a, b in pairwise(ends)]
+
+
+@pytest.mark.parametrize(("sides", "size"), [((20, 28), 8), ((30, 17), 16), ((9, 9), 9)])
+def test_patches_that_do_not_cover_a_map_are_spread_over_it_evenly(sides, size):
+    maps = random(2, *sides)
+    out = smoothed(maps, size)
+    down, across = (bins(side, round(side / size)) for side in sides)
+    cells = torch.tensor(
+        [[[m[r.start : r.stop, c.start : c.stop].mean() for c in across] for r in down]
+         for m in maps]
+    )  # fmt: skip
+    expected = torch.nn.functional.interpolate(
+        size**2 * cells[:, None].double(), sides, mode="bilinear"
+    )
+    assert torch.allclose(out, expected[:, 0])
+    # What is left and right, above and below, stays so: nothing is cut off at an edge.
+    ramp = torch.arange(sides[1], dtype=torch.float64).expand(1, *sides)
+    mirrored = smoothed(ramp.flip(-1), size).flip(-1)
+    assert torch.allclose(smoothed(ramp, size), mirrored)
+
+
+@pytest.mark.parametrize("size", [0, 9])
+def test_patches_larger_than_a_map_are_refused(size):
+    with pytest.raises(InputError, match="do not fit a map of 8 x 12"):
+        smoothed(random(1, 8, 12), size)

@@ -185,6 +185,22 @@ def test_a_share_of_nothing_is_none():
     assert values["conservation/pixels"].isnan().all()
 
 
+def test_the_pixels_share_stays_bounded_where_the_logit_is_near_zero():
+    model, x = small_vim(), images(3)
+    batch = prepared(model, x)
+    method = CompositeMethod()
+    logits = batch.inference(x).gather(1, batch.target[:, None]).squeeze(1)
+    with torch.no_grad():  # the logit of the second picture becomes all but nothing
+        model.head.bias[1] -= logits[1] - 1e-9
+    account = method.relevance(model, x, batch.target).account
+    assert abs(account.target[1]) < 1e-6
+    parts = torch.stack(list(account.parts.values()))
+    found = metric_named("conservation")(batch, method, method(model, x, batch.target)).values
+    share = found["conservation/pixels"]
+    assert torch.allclose(share, account.parts["pixels"] / parts.abs().sum(0))
+    assert (share.abs() <= 1).all()
+
+
 def test_black_counts_hits_of_the_label_where_there_is_one():
     model, x = LinearModel(), images(3)
     top = model(x).argmax(1)

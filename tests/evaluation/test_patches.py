@@ -1,8 +1,9 @@
 import pytest
 import torch
-from helpers import random
+from helpers import images, random, relative_error, small_vim
 
 from vimlrp.errors import InputError
+from vimlrp.evaluation import CompositeMethod
 from vimlrp.evaluation.patches import PatchGrid, order_of, patch_size_of, removal_counts
 
 
@@ -60,3 +61,13 @@ def test_the_patch_size_is_the_models_own_or_sixteen(vim, registered_vim):
     assert patch_size_of(vim) == 8
     assert patch_size_of(registered_vim) == 16
     assert patch_size_of(torch.nn.Linear(1, 1)) == 16
+
+
+@pytest.mark.parametrize("rule", ["zero", "gamma(1)", "flat", "box"])
+def test_the_rule_of_the_first_layer_moves_no_relevance_between_patches(rule):
+    model, x, target = small_vim(), images(3), torch.tensor([0, 1, 2])
+    grid = PatchGrid.of(32, 32, 8)
+    maps = [CompositeMethod(c)(model, x, target) for c in ({}, {"patch_embedding": rule})]
+    assert not torch.allclose(*maps, rtol=0.01)
+    scores = [grid.scores(found) for found in maps]
+    assert relative_error(scores[1], scores[0]) < 1e-6

@@ -1,15 +1,19 @@
 import csv
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from evaluation_models import LinearModel
+from PIL import Image
 
 from vimlrp.errors import MissingDependencyError
 from vimlrp.evaluation import DataSet, Plan, Problem, Results, Sample, metrics_named, plots, reports
-from vimlrp.evaluation.results import MethodResult
+from vimlrp.evaluation.results import Cost, MethodResult
 
 SHARES = np.linspace(0, 1, 21)
+REMOVED = np.array([round(196 * share) for share in SHARES]) / 196
 
 
 def results(count=4, methods=("one", "other"), problems=()):
@@ -30,7 +34,8 @@ def results(count=4, methods=("one", "other"), problems=()):
             for reading in ("logit", "probability")
             for order, power in (("morf", (1 - SHARES) ** 4), ("lerf", 1 - SHARES**4))
         }
-        found[name] = MethodResult(values, curves, 2.0, 3.0, count, np.nan)
+        costs = (Cost("cpu (x86)", 2, count, 0.5, 0.25, np.nan),)
+        found[name] = MethodResult(values, curves, {"flipping:mean": REMOVED}, costs)
     classified = {key: np.ones(count) for key in ("predicted", "probability", "target")}
     return Results(plan, classified, found, tuple(problems))
 
@@ -46,10 +51,17 @@ def test_a_table_has_a_row_a_method_with_arrows_intervals_and_gaps():
     assert "| one | - | - | 0 |" in text
 
 
-def test_costs_stand_apart():
-    text = reports.cost_table(results())
-    assert "| one | 500 | - | 3.0 |" in text
-    assert "500" not in reports.result_table(results())
+def test_costs_stand_apart_by_device():
+    found = results()
+    text = reports.cost_table(found)
+    assert "| one | cpu (x86) | 2 | 500 | 250 | - |" in text
+    assert "medians over batches" in text
+    assert "500" not in reports.result_table(found)
+    other = Cost("cuda (H100)", 1, 2, 0.001, 0.002, 3 * 2.0**20)
+    one = found.methods["one"]
+    both = {"one": replace(one, costs=(*one.costs, other))}
+    text = reports.cost_table(replace(found, methods=both))
+    assert "| one | cpu (x86) | 2 | 500 | 250 | - |\n| one | cuda (H100) | 1 | 1 | 2 | 3 |" in text
 
 
 def test_problems_are_counted_by_kind_and_method():
@@ -77,6 +89,9 @@ def test_files_hold_every_sample_and_the_mean_curves(tmp_path):
     assert len(curves) == 2 * 21
     assert float(curves[0]["mean"]) == 2.5
     assert curves[0]["axis"] == "share of patches removed"
+    at = [float(row["at"]) for row in curves[:21]]
+    assert np.allclose(at, REMOVED, rtol=0, atol=1e-6)
+    assert at[1] == 0.0510204  # 10 patches of 196, and not 5 %
     assert read(tmp_path / "problems.csv")[0]["detail"] == problem.detail
 
 
@@ -125,3 +140,55 @@ def test_areas_say_which_reading_they_are_of():
         "flipping:mean A MoRF (logit)", "flipping:mean A LeRF (logit)",
         "insertion:mean A MoRF (probability)",
     ]  # fmt: skip
+
+
+def write(found, folder, **options):
+    return [path.relative_to(folder).as_posix() for path in reports.write(found, folder, **options)]
+
+
+def test_the_manifest_is_last_and_names_pictures_too(tmp_path):
+    pytest.importorskip("matplotlib")
+    files = write(results(), tmp_path, draw=True)
+    assert files[-1] == "manifest.json"
+    pictures = {"curves/flipping_mean_logit.png", "curves/flipping_mean_probability.png"}
+    assert pictures < set(files)
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert set(manifest["files_sha256"]) == set(files) - {"manifest.json"}
+
+
+def test_a_report_that_breaks_off_leaves_no_manifest(tmp_path, monkeypatch):
+    write(results(), tmp_path)
+
+    def full(*_):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(reports, "draw_curves", full)
+    with pytest.raises(OSError, match="no space"):
+        write(results(), tmp_path, draw=True)
+    assert not (tmp_path / "manifest.json").exists()
+    assert (tmp_path / "table.md").exists()
+
+
+def test_pictures_of_an_earlier_run_go_and_those_of_the_user_stay(tmp_path):
+    pytest.importorskip("matplotlib")
+    write(results(), tmp_path, draw=True)
+    folder = tmp_path / "curves"
+    ours = (folder / "flipping_mean_logit.png").read_bytes()
+    (folder / "flipping_zero_token_logit.png").write_bytes(ours)  # as a run of others left it
+    Image.new("RGB", (4, 4)).save(folder / "mine.png")
+    (folder / "broken.png").write_bytes(ours[:20])
+    (folder / "notes.txt").write_text("dear")
+    write(results(), tmp_path, draw=True)
+    assert {path.name for path in folder.iterdir()} == {
+        "flipping_mean_logit.png", "flipping_mean_probability.png", "mine.png", "broken.png",
+        "notes.txt",
+    }  # fmt: skip
+    write(results(), tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"mine.png", "broken.png", "notes.txt"}
+
+
+def test_without_pictures_there_is_no_folder_for_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    write(results(), tmp_path, draw=True)
+    write(results(), tmp_path)
+    assert not (tmp_path / "curves").exists()

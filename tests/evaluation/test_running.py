@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evaluation_models import LinearModel, constant_map, exact, photo_folder, random_map
+from evaluation_models import (
+    METHODS,
+    LinearModel,
+    constant_map,
+    exact,
+    finish,
+    photo_folder,
+    plan,
+    random_map,
+)
 from helpers import small_vim
 from PIL import Image
 
@@ -16,10 +25,8 @@ from vimlrp.errors import InputError, VimLRPError
 from vimlrp.evaluation import (
     CompositeMethod,
     DataSet,
-    Plan,
     Store,
     collect,
-    metrics_named,
     read_data,
     reports,
     run,
@@ -27,29 +34,11 @@ from vimlrp.evaluation import (
 )
 from vimlrp.evaluation.data import Problem
 
-METHODS = {"exact": exact, "random": random_map}
-
-
-def plan(data, metrics=("flipping:mean", "complexity"), **options):
-    defaults = {
-        "model": LinearModel(), "model_name": "linear", "data": data, "methods": METHODS,
-        "metrics": metrics_named(metrics, ()), "batch_size": 2, "patch_size": 8,
-    }  # fmt: skip
-    return Plan(**{**defaults, **options})
-
 
 @pytest.fixture
 def data(tmp_path):
     photo_folder(tmp_path / "data", 3, ("0", "2"))
     return read_data(tmp_path / "data", None, 3)
-
-
-def finish(plan, folder, **options):
-    store = Store(folder, plan.settings())
-    run(plan, store, **options)
-    results = collect(plan, store)
-    reports.write(results, folder)
-    return results
 
 
 def test_the_results_are_those_of_the_metrics_alone(data, tmp_path):
@@ -291,7 +280,8 @@ def test_a_registered_method_that_refuses_one_picture_keeps_the_others(data, tmp
     ]
     assert all("NaN" in problem.detail for problem in results.problems)
     found, whole = (results.methods[name] for name in methods)
-    assert found.images == 4
+    assert found.costs[0].images == 4
+    assert np.array_equal(found.points["flipping:mean"], whole.points["flipping:mean"])
     for kind in ("values", "curves"):
         for key, values in getattr(whole, kind).items():
             expected = values.copy()
@@ -369,7 +359,7 @@ def test_another_function_under_a_name_is_another_method_and_a_lambda_always_is(
         ({"metrics": ("pointing",)}, "boxes or masks"),
         ({"metrics": ("flipping:zero_token",)}, "tokens"),
         ({"patch_size": 7}, "do not cover"),
-        ({"metrics": ("black:patches",), "patch_size": 7}, "do not cover"),
+        ({"metrics": ("black:patches",), "patch_size": 33}, "do not fit"),
     ],
 )
 def test_what_does_not_fit_is_found_beforehand(data, options, message):

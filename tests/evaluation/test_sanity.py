@@ -1,11 +1,11 @@
 import pytest
 import torch
 from evaluation_models import LinearModel, constant_map, exact
-from helpers import images, random
+from helpers import images, random, small_vim
 from scipy.stats import spearmanr
 
 from vimlrp.errors import InputError
-from vimlrp.evaluation import Inference, PreparedBatch, metric_named
+from vimlrp.evaluation import CompositeMethod, Inference, PreparedBatch, metric_named
 from vimlrp.evaluation.sanity import cascade, other_classes, randomised, rank_correlation
 
 
@@ -107,3 +107,30 @@ def test_constant_maps_have_no_similarity():
     maps = constant_map(model, x, batch.target)
     values = metric_named("other_class")(batch, constant_map, maps).values
     assert values["other_class/similarity"].isnan().all()
+
+
+def test_shuffled_copies_do_not_take_the_place_of_the_model():
+    model, method = small_vim(dtype=torch.float32), CompositeMethod()
+    x, target = images(2, dtype=torch.float32), torch.tensor([0, 1])
+    batch = PreparedBatch(model, Inference(model), x, target)
+    maps = method(model, x, target)
+    kept = method._kept
+    found = metric_named("randomisation")(batch, method, maps).values["randomisation/mean"]
+    assert method._kept is kept
+    assert kept.model is model
+    shuffled = randomised(model, cascade(model))
+    assert not torch.allclose(method(shuffled, x, target), maps)
+    assert method._kept is kept
+    assert torch.equal(method(model, x, target), maps)
+    assert (found < 1).all()
+
+
+def test_a_model_asked_for_twice_in_a_row_takes_the_place():
+    first, second = small_vim(dtype=torch.float32), small_vim(seed=1, dtype=torch.float32)
+    x, target = images(1, dtype=torch.float32), torch.tensor([0])
+    method = CompositeMethod()
+    for model, kept in ((first, first), (second, first), (first, first), (second, first),
+                        (second, second), (second, second), (first, second)):  # fmt: skip
+        expected = CompositeMethod()(model, x, target)
+        assert torch.equal(method(model, x, target), expected)
+        assert method._kept.model is kept

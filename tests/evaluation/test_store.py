@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
@@ -7,7 +9,10 @@ from vimlrp.evaluation.store import Part, Store
 
 SETTINGS = {"model": "a", "steps": [1, 2]}
 PART = Part(
-    {"value x": np.array([1.0, np.nan])}, [Problem("a.png", "constant map", "é", "m")], {"s": 0.5}
+    {"value x": np.array([1.0, np.nan])},
+    [Problem("a.png", "constant map", "é", "m")],
+    {"s": 0.5},
+    "cpu",
 )
 
 
@@ -20,6 +25,7 @@ def test_a_part_comes_back_as_it_was_also_to_the_next_run(tmp_path):
     assert np.array_equal(found.arrays["value x"], PART.arrays["value x"], equal_nan=True)
     assert list(found.problems) == PART.problems
     assert found.facts == {"s": 0.5}
+    assert found.device == "cpu"
 
 
 def test_other_settings_are_refused_by_name_and_replaced_when_asked(tmp_path):
@@ -100,10 +106,42 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 def test_parts_that_cannot_be_removed_are_no_loss_in_silence(tmp_path, monkeypatch):
     Store(tmp_path, SETTINGS)[0, "m"] = PART
 
-    def refuse(path):
+    def refuse(path, missing_ok=False):
         raise PermissionError(13, "not allowed")
 
-    monkeypatch.setattr("vimlrp.evaluation.parts.shutil.rmtree", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
     with pytest.raises(InputError, match="not allowed"):
         Store(tmp_path, {**SETTINGS, "model": "b"}, overwrite=True)
+    monkeypatch.undo()
     assert (0, "m") in Store(tmp_path, SETTINGS)
+
+
+OUTPUTS = ("samples.csv", "curves.csv", "problems.csv", "table.md", "cost.md", "manifest.json")
+
+
+def test_outputs_of_other_settings_go_with_their_parts_and_nothing_else(tmp_path):
+    Store(tmp_path, SETTINGS)[0, "m"] = PART
+    (tmp_path / "curves").mkdir()
+    for name in (*OUTPUTS, "thesis.txt", "curves/note.txt", "parts/note.npz"):
+        (tmp_path / name).write_text("old")
+    mark = PngInfo()
+    mark.add_text("Software", "vimlrp evaluate")
+    picture = Image.new("RGB", (4, 4))
+    picture.save(tmp_path / "curves" / "ours.png", pnginfo=mark)
+    picture.save(tmp_path / "curves" / "mine.png")
+    Store(tmp_path, SETTINGS)
+    assert all((tmp_path / name).exists() for name in (*OUTPUTS, "curves/ours.png"))
+    Store(tmp_path, {**SETTINGS, "model": "b"}, overwrite=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {
+        "settings.json", "thesis.txt", "curves", "curves/note.txt", "curves/mine.png", "parts",
+        "parts/note.npz",
+    }  # fmt: skip
+
+
+def test_a_refusal_removes_nothing(tmp_path):
+    Store(tmp_path, SETTINGS)[0, "m"] = PART
+    (tmp_path / "table.md").write_text("old")
+    with pytest.raises(InputError, match="other settings"):
+        Store(tmp_path, {**SETTINGS, "model": "b"})
+    assert (tmp_path / "table.md").read_text() == "old"

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import vimlrp
-from vimlrp.errors import CheckpointError
+from vimlrp.errors import CheckpointError, InputError
 
 HUB = {"hf_hub_id": "someone/vim", "hf_hub_filename": "vim.pth"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -256,3 +256,18 @@ def test_names_of_classes():
 def test_a_fresh_classifier_of_the_same_size_has_no_names():
     model = timm.create_model("vim_nano_patch16_224", num_classes=10, depth=1)
     assert vimlrp.models.class_names(model) is None
+
+
+def test_names_that_were_given_come_first_and_fit_the_number_of_classes():
+    model = timm.create_model("vim_nano_patch16_224", num_classes=3, depth=1)
+    vimlrp.models.name_classes(model, ["ant", "bass", "brain"])
+    assert vimlrp.models.class_names(model) == ("ant", "bass", "brain")
+    model.reset_classifier(2)
+    assert vimlrp.models.class_names(model) is None
+    for names, message in (
+        (["ant"], "1 class names were given for a model of 2 classes"),
+        (["ant", "Ant "], "'ant' was given 2 times"),
+        (["ant", " "], "is empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            vimlrp.models.name_classes(model, names)

@@ -34,7 +34,7 @@ def off_object(
     """
     shares = []
     for sample, region in zip(samples, regions, strict=True):
-        if not (sample.boxes or sample.mask) or not region.any():
+        if not (sample.boxes or sample.masks) or not region.any():
             continue
         photo = read_photo(sample.path, sample.name)
         _, geometry = preprocessing(photo)

@@ -206,16 +206,16 @@ def _digest(listing: Sequence[Any]) -> str:
 
 def _kept(sample: Sample) -> list[Any]:
     boxes = [[list(box.corners), box.frame and list(box.frame)] for box in sample.boxes]
-    mask = None if sample.mask is None else str(sample.mask.absolute())
-    return [str(sample.path.absolute()), sample.name, sample.label, boxes, mask]
+    masks = [str(mask.absolute()) for mask in sample.masks]
+    return [str(sample.path.absolute()), sample.name, sample.label, boxes, masks]
 
 
 def _sample(kept: Sequence[Any]) -> Sample:
-    path, name, label, boxes, mask = kept
+    path, name, label, boxes, masks = kept
     return Sample(
         Path(path),
         name,
         label,
         tuple(Box(tuple(corners), frame and tuple(frame)) for corners, frame in boxes),
-        None if mask is None else Path(mask),
+        tuple(Path(mask) for mask in masks),
     )

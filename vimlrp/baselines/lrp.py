@@ -1,5 +1,7 @@
 """LRP under any composite as an attribution method."""
 
+from weakref import ReferenceType, ref
+
 from torch import Tensor, nn
 
 from vimlrp.baselines.contract import Function, Models
@@ -16,6 +18,10 @@ __all__ = ["EXPLAINED", "CompositeMethod", "lrp"]
 class CompositeMethod:
     """LRP under a composite, as a method that keeps its explainer, and with it CUDA graphs.
 
+    It keeps that of one model. Others that are asked for in between, as shuffled copies are, each
+    get one of their own for the moment, without graphs; a model that is asked for twice in a row
+    takes the place.
+
     Args:
         composite: As for `vimlrp.Explainer`.
 
@@ -25,7 +31,8 @@ class CompositeMethod:
 
     def __init__(self, composite: CompositeLike = "mambalrp") -> None:
         self.composite = Composite.ensure(composite)
-        self._last: Explainer | None = None
+        self._kept: Explainer | None = None
+        self._guest: ReferenceType[nn.Module] | None = None
 
     def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Signed relevance of every pixel, (B, H, W) in float32; see `Function`."""
@@ -39,9 +46,17 @@ class CompositeMethod:
             x: Preprocessed images, (B, 3, H, W).
             target: Classes, (B,).
         """
-        if self._last is None or self._last.model is not model:
-            self._last = Explainer(model, self.composite)
-        return self._last(x, target=target)
+        return self._explainer(model)(x, target=target)
+
+    def _explainer(self, model: nn.Module) -> Explainer:
+        guest, self._guest = self._guest, None
+        if self._kept is not None and self._kept.model is model:
+            return self._kept
+        if self._kept is None or (guest is not None and guest() is model):
+            self._kept = Explainer(model, self.composite)
+            return self._kept
+        self._guest = ref(model)
+        return Explainer(model, self.composite, graphs=False)
 
 
 def lrp(composite: CompositeLike) -> Function:

@@ -130,7 +130,8 @@ def integrated_gradients(
     """The gradient along the straight path from zero, times the input, summed over colours.
 
     Sundararajan, Taly and Yan, ICML 2017, https://arxiv.org/abs/1703.01365, equation 1, by
-    Gauss-Legendre quadrature. Zero of a preprocessed input is the mean colour.
+    Gauss-Legendre quadrature. Zero of a preprocessed input is the colour that its normalisation
+    takes off: ImageNet's mean colour, or middle grey for models normalised by 0.5.
 
     Args:
         model: A differentiable classifier.
@@ -169,7 +170,9 @@ def occlusion(
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
 ) -> Tensor:
-    """What the logit loses when a window of the picture is set to zero, the mean colour.
+    """What the logit loses when a window of the picture is set to zero.
+
+    Zero is the colour that the normalisation takes off, as for `integrated_gradients`.
 
     Zeiler and Fergus, ECCV 2014, https://arxiv.org/abs/1311.2901, section 4.2.
 

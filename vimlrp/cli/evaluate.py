@@ -97,6 +97,7 @@ def command(
     checkpoint: Path | None,
     weights: Weights,
     num_classes: int | None,
+    classes: Path | None,
     device: str,
     methods: str,
     metrics: str,
@@ -126,7 +127,7 @@ def command(
     with failures_told(console, out, advice):
         if draw:
             plots.require_matplotlib()
-        model = load_model(name, checkpoint, weights, num_classes, device)
+        model = load_model(name, checkpoint, weights, num_classes, device, classes)
         found = read_data(data, class_names(model), _class_count(model, name))
         plan = Plan(
             model=model,
@@ -143,8 +144,7 @@ def command(
         plan.check()
         store = Store(out, plan.settings(), overwrite=overwrite)
         results = _run(plan, store, console)
-        files = reports.write(results, out, command=shlex.join(sys.argv))
-        files += plots.draw_curves(results, out / "curves") if draw else []
+        files = reports.write(results, out, command=shlex.join(sys.argv), draw=draw)
     _show(results, files, console)
     if results.problems:
         raise click.exceptions.Exit(1)

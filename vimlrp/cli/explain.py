@@ -55,6 +55,7 @@ def command(
     checkpoint: Path | None,
     weights: Weights,
     num_classes: int | None,
+    classes: Path | None,
     target: str | None,
     contrast: str | None,
     composite: str,
@@ -72,7 +73,7 @@ def command(
     console = Console()
     try:
         chosen = _composite(composite, rules)
-        model = load_model(name, checkpoint, weights, num_classes, device)
+        model = load_model(name, checkpoint, weights, num_classes, device, classes)
         explainer = Explainer(model, chosen, batch_size=batch_size)
     except VimLRPError as error:
         raise UsageError(str(error)) from error

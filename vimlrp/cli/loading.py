@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from vimlrp.cli.models import model_names
-from vimlrp.errors import VimLRPError
+from vimlrp.errors import InputError, VimLRPError
+from vimlrp.models import name_classes
 from vimlrp.models.checkpoint import load_checkpoint
 from vimlrp.models.reading import Weights
 
@@ -42,7 +43,8 @@ def model_options(command: _Command) -> _Command:
     """Give a command the options that choose a model; `load_model` takes their values.
 
     Args:
-        command: With the parameters `name`, `checkpoint`, `weights`, `num_classes` and `device`.
+        command: With the parameters `name`, `checkpoint`, `weights`, `num_classes`, `classes` and
+            `device`.
     """
     options = (
         click.option(
@@ -63,6 +65,12 @@ def model_options(command: _Command) -> _Command:
             help="Which weights of a training checkpoint.",
         ),
         click.option("--num-classes", type=int, help="Size of the checkpoint's classifier."),
+        click.option(
+            "--classes",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Names of the classes, one a line, in the order of the logits.",
+        ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
     )
     for option in reversed(options):
@@ -71,7 +79,12 @@ def model_options(command: _Command) -> _Command:
 
 
 def load_model(
-    name: str, checkpoint: Path | None, weights: Weights, num_classes: int | None, device: str
+    name: str,
+    checkpoint: Path | None,
+    weights: Weights,
+    num_classes: int | None,
+    device: str,
+    classes: Path | None = None,
 ) -> nn.Module:
     """Create a model with its weights, in evaluation mode on its device.
 
@@ -81,9 +94,10 @@ def load_model(
         weights: Which of the file's.
         num_classes: Size of the file's classifier.
         device: A device, or "auto" for a GPU where there is one.
+        classes: A file of the classes' names, one a line.
 
     Raises:
-        UsageError: If there is no such model, device or file of weights.
+        UsageError: If there is no such model, device or file of weights or names.
         CheckpointError: If the file does not fit.
     """
     if not timm.is_model(name):
@@ -103,7 +117,20 @@ def load_model(
         ) from error
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, weights=weights)
+    if classes is not None:
+        _name_classes(model, classes)
     return model.eval().to(_device(device))
+
+
+def _name_classes(model: nn.Module, file: Path) -> None:
+    try:
+        text = file.read_text(encoding="utf-8-sig").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes {file} cannot be read as UTF-8 text: {error}") from error
+    try:
+        name_classes(model, [line.strip() for line in text.splitlines()])
+    except InputError as error:
+        raise UsageError(f"--classes {file}: {error}") from error
 
 
 def _device(name: str) -> torch.device:

@@ -23,9 +23,11 @@ class Conservation:
     """What the account of an explanation leaves over, and the share that the pixels received.
 
     Source: conservation of LRP (Bach et al., PLoS ONE 2015); `residue` is |what no part of the
-    account explains| over the sum of its parts' sizes, lower is better. `pixels` has no direction:
-    what biases, class token and position embedding receive is in order. Methods that are no
-    composites have neither, nor has a sample what would be divided by zero.
+    account explains| over the sum of its parts' sizes, lower is better. `pixels` is the signed sum
+    over the pixels over the same sum of sizes, from -1 to 1: where no part speaks against the
+    others, their share of the logit, which itself has no bound as the logit nears 0. It has no
+    direction: what biases, class token and position embedding receive is in order. Methods that are
+    no composites have neither, nor has a sample whose parts are all 0.
     """
 
     name: str = "conservation"
@@ -49,7 +51,7 @@ class Conservation:
         return columns(
             self.name,
             residue=_ratio(account.residue.abs(), sizes),
-            pixels=_ratio(account.parts["pixels"], account.target),
+            pixels=_ratio(account.parts["pixels"], sizes),
         )
 
 

@@ -11,6 +11,11 @@ from vimlrp.evaluation.measures import Statistic
 
 __all__ = ["Estimate", "estimates"]
 
+_Values = NDArray[np.float64]
+
+_MOST = 1 << 22
+"""Counts of samples to hold at a time: 64 MiB as they are drawn and as they are summed."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -31,7 +36,7 @@ class Estimate:
 
 def estimates(
     statistics: Sequence[Statistic],
-    columns: Mapping[str, NDArray[np.float64]],
+    columns: Mapping[str, _Values],
     *,
     resamples: int = 2000,
     confidence: float = 0.95,
@@ -60,31 +65,45 @@ def estimates(
     count = len(next(iter(columns.values()), ()))
     if count == 0:
         return [Estimate(np.nan, np.nan, np.nan, 0) for _ in statistics]
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
-    weights = np.concatenate([np.ones((1, count)), drawn])  # the sample itself comes first
-    tail = 50 * (1 - confidence)
-    return [_estimate(statistic, columns, weights, tail) for statistic in statistics]
+    tables = [_table(statistic, columns) for statistic in statistics]
+    sums = _drawn_sums(np.concatenate(tables, axis=1), resamples, seed)
+    tail, start, found = 50 * (1 - confidence), 0, []
+    for table in tables:
+        width = table.shape[1]
+        found.append(_estimate(table, sums[:, start : start + width], tail))
+        start += width
+    return found
 
 
-def _estimate(
-    statistic: Statistic,
-    columns: Mapping[str, NDArray[np.float64]],
-    weights: NDArray[np.float64],
-    tail: float,
-) -> Estimate:
-    ratios, present = [], np.ones(weights.shape[1], dtype=bool)
+def _table(statistic: Statistic, columns: Mapping[str, _Values]) -> _Values:
+    """Numerator, denominator and whether both are there, of each pair of columns, (n, 3 P)."""
+    table = []
     for top, bottom in statistic.pairs:
         numerator = columns[top]
         denominator = np.ones_like(numerator) if bottom is None else columns[bottom]
         valid = np.isfinite(numerator) & np.isfinite(denominator)
-        present &= valid
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios.append(
-                (weights @ np.where(valid, numerator, 0))
-                / (weights @ np.where(valid, denominator, 0))
-            )
-    values = np.mean(ratios, axis=0)
-    count = int(present.sum())
+        table += [np.where(valid, numerator, 0), np.where(valid, denominator, 0), valid]
+    return np.stack(table, axis=1, dtype=np.float64)
+
+
+def _drawn_sums(table: _Values, resamples: int, seed: int) -> _Values:
+    """Sums over the samples themselves and over each drawing, (1 + resamples, columns)."""
+    count = len(table)
+    generator = np.random.default_rng(seed)
+    shares = np.full(count, 1 / count)
+    rows = max(1, _MOST // count)
+    sums = [table.sum(axis=0, keepdims=True)]
+    for start in range(0, resamples, rows):
+        # Drawn bit by bit they are what they would be at once.
+        drawn = generator.multinomial(count, shares, min(rows, resamples - start))
+        sums.append(drawn.astype(np.float64) @ table)
+    return np.concatenate(sums)
+
+
+def _estimate(table: _Values, sums: _Values, tail: float) -> Estimate:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.mean(sums[:, 0::3] / sums[:, 1::3], axis=1)
+    count = int((table[:, 2::3] > 0).all(axis=1).sum())
     drawn = values[1:][np.isfinite(values[1:])]
     if count == 0 or not len(drawn):
         return Estimate(np.nan, np.nan, np.nan, count)

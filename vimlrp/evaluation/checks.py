@@ -10,10 +10,11 @@ from vimlrp.baselines.lrp import EXPLAINED
 from vimlrp.errors import InputError, UnsupportedModelError
 from vimlrp.evaluation.data import DataSet
 from vimlrp.evaluation.faithfulness import Black, Flipping, Insertion
+from vimlrp.evaluation.localisation import smoothed
 from vimlrp.evaluation.measures import Metric
 from vimlrp.evaluation.methods import CompositeMethod, Method
 from vimlrp.evaluation.objects import Localisation, Pointing, Segmentation
-from vimlrp.evaluation.patches import PatchGrid, patch_size_of
+from vimlrp.evaluation.patches import patch_size_of
 from vimlrp.evaluation.replacement import canvas_of
 from vimlrp.inference import Inference
 from vimlrp.inputs import device_and_dtype, preprocessing_of
@@ -63,8 +64,8 @@ def check_metrics(
         patch_size: Side of the patches that are removed; None for the model's own.
 
     Raises:
-        InputError: If one needs boxes or masks and there are none, patches do not cover the input,
-            or the model has no tokens to replace.
+        InputError: If one needs boxes or masks and there are none, patches do not cover or fit the
+            input, or the model has no tokens to replace.
     """
     height, width = preprocessing_of(model).size
     device, dtype = device_and_dtype(model)
@@ -78,4 +79,4 @@ def check_metrics(
         if isinstance(metric, Flipping | Insertion):
             canvas_of(metric.protocol, Inference(model), x, patch_size)
         if isinstance(metric, (Black, *_BY_REGION)) and metric.level == "patches":
-            PatchGrid.of(height, width, patch_size or patch_size_of(model))
+            smoothed(x[:, 0], patch_size or patch_size_of(model))

@@ -20,6 +20,7 @@ __all__ = [
     "Curves",
     "area",
     "black_accuracy",
+    "black_counts",
     "delta_flipping",
     "delta_insertion",
     "flipping_curves",
@@ -147,6 +148,21 @@ def symmetric_relevance_gain(curves: Curves, random: Curves | None = None) -> Te
     return most + least
 
 
+def black_counts(pixels: int, shares: Sequence[float] = _BLACK_SHARES) -> Tensor:
+    """How many pixels are black at each step of `black_accuracy`, (S,).
+
+    Args:
+        pixels: Of the whole input.
+        shares: Of them, within 0 to 1; what they make is rounded down.
+
+    Raises:
+        InputError: If a share lies outside.
+    """
+    if not shares or not all(0 <= share <= 1 for share in shares):
+        raise InputError(f"shares are {list(shares)}; give at least one, from 0 to 1")
+    return torch.tensor([int(pixels * share) for share in shares])
+
+
 def black_accuracy(
     inference: Inference,
     x: Tensor,
@@ -176,11 +192,8 @@ def black_accuracy(
     Raises:
         InputError: If a share lies outside.
     """
-    if not shares or not all(0 <= share <= 1 for share in shares):
-        raise InputError(f"shares are {list(shares)}; give at least one, from 0 to 1")
+    counts = black_counts(maps.flatten(1).shape[1], shares).to(x.device)
     black = black_of(inference, x)
-    pixels = maps.flatten(1).shape[1]
-    counts = torch.tensor([int(pixels * share) for share in shares], device=x.device)
     rows = (torch.arange(len(x), device=x.device)[:, None], counts[None])  # (B, 1) and (1, S)
     sample, count = (row.flatten() for row in torch.broadcast_tensors(*rows))
     hits = []

@@ -1,25 +1,23 @@
 """Samples to evaluate on: a folder, a folder of classes, or a CSV file with boxes or masks.
 
-A CSV file has a header and a row a picture, or a row a box. Columns: `path` (of the picture,
-relative to the file), and where known `label` (index, name or WordNet id of its class), `x0`, `y0`,
-`x1`, `y1` (a box in pixels of the picture, from its upper left corner), `width` and `height` (the
-size of the picture that the box was drawn on, where it differs from the file's), and `mask` (path
-of a picture whose opaque pixels other than black are the object). Further columns are left alone.
+A CSV file has a header and a row a picture, a box or a mask; rows of one picture add up, and its
+object is the union of all boxes and masks. Columns: `path` (of the picture, relative to the file),
+and where known `label` (name, index or WordNet id of its class), `x0`, `y0`, `x1`, `y1` (a box in
+pixels of the picture, from its upper left corner), `width` and `height` (the size of the picture
+that the box was drawn on, where it differs from the file's), and `mask` (path of a picture whose
+opaque pixels other than black are the object). Further columns are left alone.
 """
 
 import csv
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
-from timm.data import ImageNetInfo
-
-from vimlrp.errors import InputError, TargetError
+from vimlrp.errors import InputError
+from vimlrp.evaluation.labels import label_of
+from vimlrp.evaluation.problems import Problem
 from vimlrp.photos import find_photos
-from vimlrp.targets import find_class
 
 __all__ = ["Box", "DataSet", "Problem", "Sample", "read_data"]
 
@@ -46,31 +44,14 @@ class Sample:
         name: What outputs call it: the path within the data.
         label: Index of its class, or None.
         boxes: Around its objects.
-        mask: A picture of the object, or None.
+        masks: Pictures of its objects.
     """
 
     path: Path
     name: str
     label: int | None = None
     boxes: tuple[Box, ...] = ()
-    mask: Path | None = None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What could not be used or measured.
-
-    Args:
-        sample: The name of the sample.
-        kind: In a few words, to count by.
-        detail: What was wrong with this one.
-        method: Whose map it was, or empty where it is the sample itself.
-    """
-
-    sample: str
-    kind: str
-    detail: str
-    method: str = ""
+    masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,10 +64,12 @@ class DataSet:
     @property
     def has_regions(self) -> bool:
         """Whether any sample has a box or a mask."""
-        return any(sample.boxes or sample.mask for sample in self.samples)
+        return any(sample.boxes or sample.masks for sample in self.samples)
 
     def evenly(self, count: int) -> "DataSet":
-        """So many samples out of all, in equal distances, and their problems.
+        """So many samples out of all, in equal distances.
+
+        Problems stay, but for those of samples that are left out.
 
         Args:
             count: At most; all samples if there are fewer.
@@ -95,8 +78,8 @@ class DataSet:
         if count >= total:
             return self
         samples = tuple(self.samples[i * total // count] for i in range(count))
-        names = {sample.name for sample in samples}
-        return DataSet(samples, tuple(p for p in self.problems if p.sample in names))
+        left_out = {sample.name for sample in self.samples} - {sample.name for sample in samples}
+        return DataSet(samples, tuple(p for p in self.problems if p.sample not in left_out))
 
 
 def read_data(path: str | Path, names: Sequence[str] | None, classes: int) -> DataSet:
@@ -126,7 +109,7 @@ def _of_folder(folder: Path, names: Sequence[str] | None, classes: int) -> DataS
         name = relative.as_posix()
         label, problem = None, None
         if len(relative.parts) > 1:
-            label, problem = _label(relative.parts[0], name, names, classes)
+            label, problem = label_of(relative.parts[0], name, names, classes)
         samples.append(Sample(file, name, label))
         problems += [problem] if problem else []
     return DataSet(tuple(samples), tuple(problems))
@@ -134,26 +117,49 @@ def _of_folder(folder: Path, names: Sequence[str] | None, classes: int) -> DataS
 
 def _of_csv(file: Path, names: Sequence[str] | None, classes: int) -> DataSet:
     samples: dict[str, Sample] = {}
+    labels: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
     for line, row in _rows(file):
         name = row.get("path", "")
         if not name:
             problems.append(Problem(f"line {line}", "no path", f"{file.name}, line {line}"))
             continue
-        if name not in samples:
-            text = row.get("label", "")
-            label, problem = _label(text, name, names, classes) if text else (None, None)
-            mask = row.get("mask", "")
-            place = file.parent / mask if mask else None
-            samples[name] = Sample(file.parent / name, name, label, mask=place)
-            problems += [problem] if problem else []
-        box, problem = _box(row, name, line)
-        if box is not None:
-            samples[name] = replace(samples[name], boxes=(*samples[name].boxes, box))
-        problems += [problem] if problem else []
+        sample = samples.setdefault(name, Sample(file.parent / name, name))
+        if text := row.get("label", ""):
+            labels.setdefault(name, {}).setdefault(text, f"{text} in line {line}")
+        samples[name], found = _with_objects(sample, row, line, file.parent)
+        problems += found
     if not samples:
         raise InputError(f"{file} names no picture; give a row a picture, with its path")
+    for name, texts in labels.items():
+        label, found = _one_label(texts, name, names, classes)
+        samples[name] = replace(samples[name], label=label)
+        problems += found
     return DataSet(tuple(samples.values()), tuple(problems))
+
+
+def _with_objects(
+    sample: Sample, row: Mapping[str, str], line: int, folder: Path
+) -> tuple[Sample, list[Problem]]:
+    """A sample with the box and the mask of a row."""
+    box, problem = _box(row, sample.name, line)
+    boxes = sample.boxes if box is None else (*sample.boxes, box)
+    masks = [folder / row["mask"]] if row.get("mask", "") else []
+    union = tuple(dict.fromkeys([*sample.masks, *masks]))
+    return replace(sample, boxes=boxes, masks=union), [problem] if problem else []
+
+
+def _one_label(
+    texts: Mapping[str, str], name: str, names: Sequence[str] | None, classes: int
+) -> tuple[int | None, list[Problem]]:
+    """The class of a picture, if its rows agree on one; they may call it by different names."""
+    found = [label_of(text, name, names, classes) for text in texts]
+    problems = [problem for _, problem in found if problem is not None]
+    labels = {label for label, _ in found}
+    if len(labels) > 1:
+        detail = f"{'; '.join(texts.values())}: the picture has no label"
+        return None, [*problems, Problem(name, "conflicting labels", detail)]
+    return labels.pop(), problems
 
 
 def _rows(file: Path) -> list[tuple[int, Mapping[str, str]]]:
@@ -182,6 +188,8 @@ def _box(row: Mapping[str, str], name: str, line: int) -> tuple[Box | None, Prob
         return None, None
     frame = [row.get(key, "") for key in ("width", "height")]
     detail = f"line {line}: {', '.join(given + frame)}"
+    if any(frame) and not all(frame):
+        return None, Problem(name, "width without height, or height without width", detail)
     try:
         x0, y0, x1, y1 = map(float, given)
         size = (float(frame[0]), float(frame[1])) if any(frame) else None
@@ -192,40 +200,3 @@ def _box(row: Mapping[str, str], name: str, line: int) -> tuple[Box | None, Prob
     if size is not None and not all(0 < side < math.inf for side in size):
         return None, Problem(name, "box on a picture without a size", detail)
     return Box((x0, y0, x1, y1), size), None
-
-
-def _label(
-    text: str, name: str, names: Sequence[str] | None, classes: int
-) -> tuple[int | None, Problem | None]:
-    index = _index(text, tuple(names) if names is not None else None, classes)
-    if index is None:
-        return None, Problem(name, "class missing from the model", text)
-    return index, None
-
-
-@cache
-def _index(text: str, names: tuple[str, ...] | None, classes: int) -> int | None:
-    if re.fullmatch(r"\d+", text):
-        return int(text) if int(text) < classes else None
-    for candidate in [text, *_synonyms(text)]:
-        try:
-            return find_class(candidate, names)
-        except TargetError:
-            continue
-    return None
-
-
-def _synonyms(text: str) -> list[str]:
-    """The words of a WordNet id such as n01440764, as ImageNet has them."""
-    if not re.fullmatch(r"n\d{8}", text):
-        return []
-    try:
-        words: str = _imagenet().label_name_to_description(text)
-    except KeyError:
-        return []
-    return [words, *(word.strip() for word in words.split(","))]
-
-
-@cache
-def _imagenet() -> ImageNetInfo:
-    return ImageNetInfo("imagenet-1k")

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vimlrp.evaluation.curves import (
     Curves,
     area,
     black_accuracy,
+    black_counts,
     delta_flipping,
     delta_insertion,
     symmetric_relevance_gain,
@@ -109,10 +109,11 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Black:
-    """The area, in percent, under the accuracy while 10 to 90 % of the pixels turn black.
+    """100 times the area under the accuracy, over 0 to 90 % of the pixels turned black.
 
-    Accuracy is that of the true class, whichever class the map explains; of the explained class
-    where a sample has no label. Columns: `positive`, `negative`.
+    90 is the most that there can be, where the class stays the top one at every step. Accuracy is
+    that of the true class, whichever class the map explains; of the explained class where a sample
+    has no label. Columns: `positive`, `negative`.
 
     Args:
         level: "pixels" orders pixels by the map as it is, "patches" by the map summed over patches
@@ -145,10 +146,12 @@ class Black:
         if self.level == "patches":
             maps = smoothed(maps, batch.patch_size or patch_size_of(batch.model))
         hits = black_accuracy(batch.inference, batch.x, maps, batch.true_class(), self.shares)
-        shares = torch.tensor(self.shares, device=maps.device)
+        pixels = maps.flatten(1).shape[1]
+        shares = (black_counts(pixels, self.shares) / pixels).to(maps.device)
         signed = dict(zip(("positive", "negative"), hits, strict=True))
         areas = {f"{self.name}/{sign}": 100 * area(hit, shares) for sign, hit in signed.items()}
-        return Measured(areas, {f"{self.name}/{s}_accuracy": hit for s, hit in signed.items()})
+        curves = {f"{self.name}/{sign}_accuracy": hit for sign, hit in signed.items()}
+        return Measured(areas, curves, shares)
 
 
 def _areas(
@@ -162,4 +165,4 @@ def _areas(
     values = {key: area(curve, logit.share) for key, curve in curves.items()}
     for reading, delta in zip(("logit", "probability"), deltas, strict=True):
         values[f"{name}/delta_{reading}"] = delta
-    return Measured(values, curves)
+    return Measured(values, curves, logit.share)

@@ -42,19 +42,19 @@ def data_hash(data: DataSet) -> str:
         data: The samples.
     """
     digest = hashlib.sha256()
-    files = [path for sample in data.samples for path in (sample.path, sample.mask)]
+    files = [path for sample in data.samples for path in (sample.path, *sample.masks)]
     with ThreadPoolExecutor(_READERS) as pool:
         contents = list(pool.map(_content, files))
     for sample in data.samples:
-        known = asdict(sample) | {"path": "", "mask": sample.mask is not None}
+        known = asdict(sample) | {"path": "", "masks": len(sample.masks)}
         digest.update(repr(sorted(known.items())).encode())
     digest.update("".join(contents).encode())
     return digest.hexdigest()
 
 
-def _content(path: Path | None) -> str:
+def _content(path: Path) -> str:
     try:
-        return "-" if path is None else sha256_of(path)
+        return sha256_of(path)
     except (InputError, OSError):
         return "unreadable"
 

@@ -142,15 +142,28 @@ def average_precision(scores: Tensor, wanted: Tensor) -> Tensor:
 def smoothed(maps: Tensor, size: int) -> Tensor:
     """Sum maps over patches and enlarge them bilinearly, as maps of tokens are drawn.
 
+    Where patches do not cover the map, as many as come nearest to it do, of about that size: the
+    sides are cut into equal lengths, and a patch is the mean of the pixels that it touches.
+
     Args:
         maps: (B, H, W).
         size: Side of a patch.
 
     Returns:
         (B, H, W).
+
+    Raises:
+        InputError: If a patch has no size, or is larger than the map.
     """
-    patches = F.avg_pool2d(maps[:, None], size) * size**2
-    return F.interpolate(patches, maps.shape[-2:], mode="bilinear").squeeze(1)
+    sides = maps.shape[-2:]
+    if not 1 <= size <= min(sides):
+        raise InputError(
+            f"patches of {size} pixels do not fit a map of {sides[0]} x {sides[1]}: give a patch "
+            "size from 1 to its smaller side"
+        )
+    cells = round(sides[0] / size), round(sides[1] / size)
+    patches = F.adaptive_avg_pool2d(maps[:, None], cells) * size**2
+    return F.interpolate(patches, sides, mode="bilinear").squeeze(1)
 
 
 def _where_any(regions: Tensor, values: Tensor) -> Tensor:

@@ -135,10 +135,12 @@ class Measured:
     Args:
         values: (B,) each, by column; NaN where a sample has no value.
         curves: (B, S) each, by name.
+        points: What share is removed at the points of the curves, (S,); None where there are none.
     """
 
     values: Mapping[str, Tensor]
     curves: Mapping[str, Tensor] = field(default_factory=dict)
+    points: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,11 @@ class Metric(Protocol):
 
     @property
     def curve_axis(self) -> tuple[str, tuple[float, ...] | None]:
-        """What the points of its curves lie on; no points where it has no curves."""
+        """What the points of its curves lie on, and where they are meant to lie.
+
+        Patches and pixels are whole, so that a step of 5 % removes 10 of 196: where points really
+        lie is in `Measured.points`. None where it has no curves.
+        """
 
     def __call__(self, batch: PreparedBatch, method: Method, maps: Tensor, /) -> Measured:
         """Measure.

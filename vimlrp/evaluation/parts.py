@@ -6,9 +6,7 @@ holds parts of other settings is refused.
 
 import io
 import json
-import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +33,13 @@ class Part:
         arrays: By name, the rows of each being samples in most parts.
         problems: What could not be used or measured.
         facts: What else is known of the part, as JSON takes it, such as the seconds that it took.
+        device: What it ran on, where that matters.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     problems: Sequence[Problem] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    device: str = ""
 
 
 def joined(parts: Sequence[Part]) -> Part:
@@ -61,7 +61,9 @@ class Parts:
         folder: Is made where it is missing.
         settings: All that results depend on, as JSON takes it; None for those that the folder has.
         what: What the run is called, with its article: "an evaluation".
+        own: Pattern of the parts, whatever else their folder holds.
         kept: Pattern of the parts that are too dear to give way to other settings unasked.
+        clear: Removes, from the folder, what was made of parts that give way.
         overwrite: Remove parts of other settings instead of refusing them.
 
     Raises:
@@ -75,10 +77,13 @@ class Parts:
         settings: Mapping[str, Any] | None,
         *,
         what: str,
+        own: str = "**/*.npz",
         kept: str = "**/*.npz",
+        clear: Callable[[Path], None] | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.folder, self.what, self._kept = Path(folder), what, kept
+        self.folder, self.what = Path(folder), what
+        self._own, self._kept, self._clear = own, kept, clear
         known = self.folder / _SETTINGS
         if settings is None:
             self.settings = self._read(known)
@@ -102,15 +107,16 @@ class Parts:
                 arrays = {name: file[name] for name in file.files if name != _ABOUT}
                 about = json.loads(str(file[_ABOUT]))
             problems = [Problem(**problem) for problem in about["problems"]]
+            facts, device = about["facts"], about.get("device", "")
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(
                 f"{path} is damaged ({error}): remove it and run the {self._noun} again"
             ) from error
-        return Part(arrays, problems, about["facts"])
+        return Part(arrays, problems, facts, device)
 
     def __setitem__(self, name: str, part: Part) -> None:
         problems = [asdict(problem) for problem in part.problems]
-        about = json.dumps({"problems": problems, "facts": dict(part.facts)})
+        about = json.dumps({"problems": problems, "facts": dict(part.facts), "device": part.device})
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {**part.arrays, _ABOUT: np.array(about)}
         np.savez_compressed(buffer, **arrays)
@@ -177,8 +183,11 @@ class Parts:
                 f"{self.folder} holds {self.what} with other settings "
                 f"({_difference(known, self.settings)}): give another folder, or overwrite it"
             )
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder / "parts")
+        # Before the new settings are written, so that these never stand beside others' results.
+        if self._clear is not None:
+            self._clear(self.folder)
+        for part in self.folder.glob(f"parts/{self._own}"):
+            part.unlink()
 
 
 def _difference(known: Path, settings: Mapping[str, Any]) -> str:

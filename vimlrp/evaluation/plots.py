@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimlrp.evaluation.measures import Metric
+from vimlrp.evaluation.outputs import MARK
 from vimlrp.evaluation.results import Results
 from vimlrp.files import atomic_write, distinct_names
 from vimlrp.optional import optional
@@ -49,10 +50,9 @@ def draw_curves(results: Results, folder: str | Path) -> list[Path]:
     require_matplotlib()
     drawn = []
     for metric in results.plan.metrics:
-        _, points = metric.curve_axis
         for reading, curves in _readings(results, metric).items():
             stem = distinct_names([f"{metric.name} {reading}".strip()])[0]
-            data = _picture(results, metric, reading, curves, np.array(points))
+            data = _picture(results, metric, reading, curves)
             drawn.append(atomic_write(Path(folder) / f"{stem}.png", data))
     return drawn
 
@@ -70,23 +70,21 @@ def _readings(results: Results, metric: Metric) -> dict[str, list[str]]:
     return names
 
 
-def _picture(
-    results: Results, metric: Metric, reading: str, names: list[str], points: NDArray[np.float64]
-) -> bytes:
+def _picture(results: Results, metric: Metric, reading: str, names: list[str]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_INCHES, layout="constrained")
     axes = figure.add_subplot()
     for i, (method, found) in enumerate(results.methods.items()):
         curves = {name: found.curves[name] for name in names if name in found.curves}
-        _lines(axes, method, curves, points, f"C{i % 10}")
+        _lines(axes, method, curves, found.points_of(metric), f"C{i % 10}")
     axes.set_xlabel(metric.curve_axis[0])
     axes.set_ylabel(f"{reading} of the target" if reading in _OF_TARGET else reading)
     axes.set_title(f"{results.plan.model_name}\n{metric.name}", fontsize="medium")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", fontsize="x-small", ncols=3)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=150, metadata=MARK)
     return buffer.getvalue()
 
 

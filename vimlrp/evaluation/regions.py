@@ -23,7 +23,7 @@ def region_of(
 ) -> tuple[NDArray[np.bool_], list[Problem]]:
     """Where the object of a sample lies in the model's input.
 
-    An input pixel belongs to it if its centre does, in a box or in the mask.
+    An input pixel belongs to it if its centre does, in any of the boxes or masks.
 
     Args:
         sample: Says so.
@@ -42,12 +42,13 @@ def region_of(
         if corners is not None:
             low, high = np.array(corners[:2]), np.array(corners[2:])
             region |= ((points >= low) & (points < high)).all(axis=2)
-    if sample.mask is not None:
-        mask, found = _mask(sample, photo)
+    for file in sample.masks:
+        mask, found = _mask(file, sample.name, photo)
         problems += found
-        region |= _look_up(mask, points, photo)
-    known = sample.boxes or sample.mask
-    if known and not region.any() and not any(p.kind in _LOST for p in problems):
+        if mask is not None:
+            region |= _look_up(mask, points, photo)
+    usable = len(sample.boxes) + len(sample.masks) - sum(p.kind in _LOST for p in problems)
+    if usable and not region.any():
         detail = "the model's crop shows nothing of it"
         problems.append(Problem(sample.name, "object outside the crop", detail))
     return region, problems
@@ -85,30 +86,31 @@ def _in_photo(
     return clipped, [Problem(name, "box clipped", text)] if beyond > 1 else []
 
 
-def _mask(sample: Sample, photo: Photo) -> tuple[NDArray[np.bool_], list[Problem]]:
-    nothing = np.zeros((1, 1), dtype=bool)
-    if sample.mask is None:
-        return nothing, []
+def _mask(file: Path, name: str, photo: Photo) -> tuple[NDArray[np.bool_] | None, list[Problem]]:
+    """The object's pixels in a file, (h, w), if it fits the photo."""
     try:
-        mask = _object_pixels(sample.mask)
+        mask = _object_pixels(file)
     except InputError as error:
-        return nothing, [Problem(sample.name, _UNREADABLE, str(error))]
+        return None, [Problem(name, _UNREADABLE, str(error))]
     aspects = [shape[1] / shape[0] for shape in (mask.shape, photo.size)]
     if abs(aspects[0] / aspects[1] - 1) > _ASPECT:
         sizes = " and ".join(f"{w} x {h}" for h, w in (mask.shape, photo.size))
-        return nothing, [Problem(sample.name, _MISFIT, f"mask and picture are {sizes}")]
+        return None, [Problem(name, _MISFIT, f"{file.name} and the picture are {sizes}")]
     if not mask.any():
-        return nothing, [Problem(sample.name, _EMPTY_MASK, str(sample.mask.name))]
-    return mask, [Problem(sample.name, _FULL_MASK, str(sample.mask.name))] if mask.all() else []
+        return None, [Problem(name, _EMPTY_MASK, file.name)]
+    return mask, [Problem(name, _FULL_MASK, file.name)] if mask.all() else []
 
 
 def _object_pixels(path: Path) -> NDArray[np.bool_]:
-    """Pixels that are neither black nor transparent, (H, W)."""
+    """Pixels that are neither black nor transparent, (h, w)."""
     pixels = read_photo(path).pixels  # says what is wrong with a file
     with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # in 8 bits the first of 65,535 objects would be black
+            return np.asarray(upright) != 0
         if not image.has_transparency_data:
             return np.asarray(pixels.any(axis=2))
-        colours = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+        colours = np.asarray(upright.convert("RGBA"))
     return np.asarray(colours[..., :3].any(axis=2) & (colours[..., 3] > 0))
 
 

@@ -90,9 +90,11 @@ def zero_patch(inference: Inference, x: Tensor, size: int) -> Canvas:
 
 
 def mean(inference: Inference, x: Tensor, size: int) -> Canvas:
-    """A patch has the mean colour of the training set, which is 0 once normalised.
+    """A patch has the colour that the model's normalisation takes off, which is 0 afterwards.
 
-    As in the evaluation of ViTs by symmetric relevance gain (Bluecher et al., TMLR 2024).
+    That is the mean colour of ImageNet for models normalised by its mean and deviation, and middle
+    grey for those normalised by 0.5. As in the evaluation of ViTs by symmetric relevance gain
+    (Bluecher et al., TMLR 2024).
     """
     return _pixel_canvas(inference, x, size, torch.zeros_like(x[:1]))
 

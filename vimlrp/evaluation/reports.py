@@ -1,21 +1,22 @@
-"""Results as files: samples and problems as CSV, tables as Markdown, curves as pictures."""
+"""Results as files: samples, problems and curves as CSV, tables as Markdown, and pictures."""
 
 import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vimlrp.evaluation.bootstrap import Estimate
 from vimlrp.evaluation.measures import Statistic
+from vimlrp.evaluation.outputs import MANIFEST, PICTURES, TABLES, remove_pictures
+from vimlrp.evaluation.plots import draw_curves, require_matplotlib
 from vimlrp.evaluation.problem_tables import csv_of, problem_counts, problem_csv
-from vimlrp.evaluation.results import Results
+from vimlrp.evaluation.results import Cost, Results
 from vimlrp.files import atomic_write, sha256_of
 
 __all__ = ["cost_table", "problem_summary", "result_table", "write"]
@@ -23,32 +24,47 @@ __all__ = ["cost_table", "problem_summary", "result_table", "write"]
 _ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 
 
-def write(results: Results, folder: str | Path, *, command: str = "") -> list[Path]:
-    """Write everything but the pictures, each file whole or not at all.
+def write(
+    results: Results, folder: str | Path, *, command: str = "", draw: bool = False
+) -> list[Path]:
+    """Write everything, each file whole or not at all.
 
     `samples.csv` has a row for each sample and method, `table.md` the statistics, `cost.md` time
-    and memory, `problems.csv` what could not be used or measured, `curves.csv` the mean curves, and
-    `manifest.json` versions, settings and hashes.
+    and memory, `problems.csv` what could not be used or measured, `curves.csv` the mean curves,
+    `curves/` pictures of them, and `manifest.json` versions, settings and hashes. The manifest goes
+    first and comes back last: where there is one, all that it names is there and of one run.
+    Pictures of an earlier run are removed; no other file is.
 
     Args:
         results: What to write.
         folder: Where to.
         command: The command that was given, for the manifest.
+        draw: Draw pictures.
 
     Returns:
         The files.
+
+    Raises:
+        MissingDependencyError: If pictures are asked for and matplotlib is missing.
     """
     folder = Path(folder)
-    texts = {
-        "samples.csv": csv_of(_sample_rows(results)),
-        "curves.csv": csv_of(_curve_rows(results)),
-        "problems.csv": problem_csv(results.problems),
-        "table.md": result_table(results) + "\n" + problem_summary(results),
-        "cost.md": cost_table(results),
-    }
-    written = [atomic_write(folder / name, text.encode()) for name, text in texts.items()]
-    manifest = json.dumps(_manifest(results, written, command), indent=2, ensure_ascii=False)
-    return [*written, atomic_write(folder / "manifest.json", f"{manifest}\n".encode())]
+    if draw:
+        require_matplotlib()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    texts = (
+        csv_of(_sample_rows(results)),
+        csv_of(_curve_rows(results)),
+        problem_csv(results.problems),
+        result_table(results) + "\n" + problem_summary(results),
+        cost_table(results),
+    )
+    tables = zip(TABLES, texts, strict=True)
+    written = [atomic_write(folder / name, text.encode()) for name, text in tables]
+    drawn = draw_curves(results, folder / PICTURES) if draw else []
+    remove_pictures(folder, but=drawn)
+    hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in [*written, *drawn]}
+    manifest = json.dumps(_manifest(results, hashes, command), indent=2, ensure_ascii=False)
+    return [*written, *drawn, atomic_write(folder / MANIFEST, f"{manifest}\n".encode())]
 
 
 def result_table(results: Results) -> str:
@@ -95,24 +111,28 @@ def _cell(estimate: Estimate) -> str:
 
 
 def cost_table(results: Results) -> str:
-    """What every method cost, as Markdown; timings differ from run to run.
+    """What every method cost on each device, as Markdown; timings differ from run to run.
 
     Args:
         results: What to show.
     """
-    device = next(results.plan.model.parameters(), torch.empty(0)).device
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     lines = [
-        f"On {device.type} ({machine}), {results.plan.batch_size} images at a time.",
+        f"Milliseconds an image, {results.plan.batch_size} images at a time: medians over batches, "
+        "so that those which compile and warm up do not count, unless there are but one or two. "
+        "The first method of a batch also pays for what metrics share.",
         "",
-        "| method | explain (ms an image) | peak memory (MiB a batch) | metrics (s) |",
-        "|---|---|---|---|",
+        "| method | on | batches | explain (ms) | metrics (ms) | peak memory (MiB a batch) |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in results.methods.items():
-        per_image = 1e3 * found.seconds / max(found.images, 1)
-        memory = "-" if math.isnan(found.peak_bytes) else f"{found.peak_bytes / 2**20:.0f}"
-        lines.append(f"| {name} | {per_image:.3g} | {memory} | {found.metric_seconds:.1f} |")
+        lines += [_cost_row(name, cost) for cost in found.costs]
     return "\n".join(lines) + "\n"
+
+
+def _cost_row(name: str, cost: Cost) -> str:
+    memory = "-" if math.isnan(cost.peak_bytes) else f"{cost.peak_bytes / 2**20:.0f}"
+    times = f"{1e3 * cost.seconds:.4g} | {1e3 * cost.metric_seconds:.4g}"
+    return f"| {name} | {cost.device} | {cost.batches} | {times} | {memory} |"
 
 
 def problem_summary(results: Results) -> str:
@@ -140,10 +160,10 @@ def _curve_rows(results: Results) -> Iterator[list[Any]]:
     yield ["method", "curve", "axis", "at", "mean"]
     for name, found in results.methods.items():
         for metric in results.plan.metrics:
-            axis, points = metric.curve_axis
+            axis, points = metric.curve_axis[0], found.points_of(metric)
             own = {k: v for k, v in found.curves.items() if k.startswith(f"{metric.name}/")}
             for curve, values in own.items():
-                for point, mean in zip(points or (), _means(values), strict=True):
+                for point, mean in zip(points, _means(values), strict=True):
                     yield [name, curve, axis, f"{point:.6g}", _number(mean)]
 
 
@@ -159,7 +179,7 @@ def _number(value: float) -> str:
     return str(int(value)) if whole else f"{value:.9g}"
 
 
-def _manifest(results: Results, written: Sequence[Path], command: str) -> dict[str, Any]:
+def _manifest(results: Results, hashes: Mapping[str, str], command: str) -> dict[str, Any]:
     plan = results.plan
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,7 +187,7 @@ def _manifest(results: Results, written: Sequence[Path], command: str) -> dict[s
         "settings": plan.settings(),
         "methods": list(plan.methods),
         "problems": len(results.problems),
-        "files_sha256": {path.name: sha256_of(path) for path in written},
+        "files_sha256": hashes,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("vimlrp", "torch", "timm", "numpy")},

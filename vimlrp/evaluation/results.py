@@ -1,20 +1,44 @@
 """All that an evaluation found, joined from its parts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vimlrp.evaluation.bootstrap import Estimate, estimates
 from vimlrp.evaluation.data import Problem
-from vimlrp.evaluation.measures import Statistic
-from vimlrp.evaluation.running import Plan
-from vimlrp.evaluation.store import Store
+from vimlrp.evaluation.measures import Metric, Statistic
+from vimlrp.evaluation.running import CURVE, POINTS, VALUE, Plan
+from vimlrp.evaluation.store import Part, Store
 
-__all__ = ["MethodResult", "Results", "collect"]
+__all__ = ["Cost", "MethodResult", "Results", "collect"]
 
 _Columns = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method took on one device.
+
+    Times are medians over batches, so that the first ones, which compile and warm up, do not count.
+
+    Args:
+        device: Its kind and name.
+        batches: How many were measured there.
+        images: How many these held.
+        seconds: To explain an image.
+        metric_seconds: To measure it.
+        peak_bytes: Largest memory that a batch took beside its input; NaN off a GPU.
+    """
+
+    device: str
+    batches: int
+    images: int
+    seconds: float
+    metric_seconds: float
+    peak_bytes: float
 
 
 @dataclass(frozen=True)
@@ -24,18 +48,18 @@ class MethodResult:
     Args:
         values: (n,) each, by column; NaN where a sample has no value.
         curves: (n, S) each, by name.
-        seconds: To explain all images, beside what metrics took.
-        metric_seconds: What these took.
-        images: How many were explained.
-        peak_bytes: Largest memory that a batch took beside its input; NaN off a GPU.
+        points: Where their points lie, (S,) each, by metric.
+        costs: What it took, by device; none where no image could be explained.
     """
 
     values: _Columns
     curves: _Columns
-    seconds: float
-    metric_seconds: float
-    images: int
-    peak_bytes: float
+    points: _Columns
+    costs: tuple[Cost, ...]
+
+    def points_of(self, metric: Metric) -> NDArray[np.float64]:
+        """Where the points of a metric's curves lie, (S,)."""
+        return self.points.get(metric.name, np.array(metric.curve_axis[1] or ()))
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,9 @@ class Results:
     classified: _Columns
     methods: Mapping[str, MethodResult]
     problems: tuple[Problem, ...]
+    _estimated: dict[str, list[Estimate]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def statistics(self) -> list[Statistic]:
         """The columns of the table."""
@@ -65,7 +92,9 @@ class Results:
         Args:
             method: Its name.
         """
-        return estimates(self.statistics(), self.methods[method].values)
+        if method not in self._estimated:  # tens of seconds for 50,000 samples
+            self._estimated[method] = estimates(self.statistics(), self.methods[method].values)
+        return self._estimated[method]
 
     def lost(self) -> int:
         """How many samples could not be used at all."""
@@ -105,27 +134,37 @@ def _method(plan: Plan, name: str, store: Store) -> tuple[MethodResult, list[Pro
     count = len(plan.data.samples)
     values: _Columns = {}
     curves: _Columns = {}
+    points: _Columns = {}
     problems: list[Problem] = []
-    facts: list[Mapping[str, float]] = []
-    for i, (first, _) in enumerate(plan.batches()):
-        part = store[i, plan.key_of(name)]
+    parts = [store[i, plan.key_of(name)] for i in range(len(plan.batches()))]
+    for (first, _), part in zip(plan.batches(), parts, strict=True):
         place = first + part.arrays["place"].astype(int)
         problems += part.problems
-        facts.append(part.facts)
-        for prefix, columns in (("value ", values), ("curve ", curves)):
-            own = {k[len(prefix) :]: v for k, v in part.arrays.items() if k.startswith(prefix)}
-            _put(columns, own, place, count)
+        _put(values, _of_kind(VALUE, part), place, count)
+        _put(curves, _of_kind(CURVE, part), place, count)
+        points |= _of_kind(POINTS, part)
     for column in _columns_of(plan):  # no part has one if no sample could be explained
         values.setdefault(column, np.full(count, np.nan))
-    result = MethodResult(
-        values,
-        curves,
-        seconds=sum(fact.get("seconds", 0.0) for fact in facts),
-        metric_seconds=sum(fact.get("metric_seconds", 0.0) for fact in facts),
-        images=int(sum(fact.get("images", 0) for fact in facts)),
-        peak_bytes=max((fact.get("bytes", np.nan) for fact in facts), default=np.nan),
-    )
-    return result, problems
+    return MethodResult(values, curves, points, tuple(_costs(parts))), problems
+
+
+def _of_kind(kind: str, part: Part) -> _Columns:
+    """Arrays of a part by their names alone."""
+    return {key[len(kind) :]: v for key, v in part.arrays.items() if key.startswith(kind)}
+
+
+def _costs(parts: Sequence[Part]) -> Iterator[Cost]:
+    used = [part for part in parts if part.facts.get("images", 0) > 0]
+    for device in sorted({part.device for part in used}):
+        facts = [part.facts for part in used if part.device == device]
+        yield Cost(
+            device,
+            len(facts),
+            int(sum(fact["images"] for fact in facts)),
+            median(fact["seconds"] / fact["images"] for fact in facts),
+            median(fact["metric_seconds"] / fact["images"] for fact in facts),
+            max(fact.get("bytes", np.nan) for fact in facts),
+        )
 
 
 def _columns_of(plan: Plan) -> list[str]:

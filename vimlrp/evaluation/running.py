@@ -1,5 +1,6 @@
 """The loop of an evaluation: batches by methods by metrics, from where it was interrupted."""
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,15 @@ from vimlrp.inference import Inference
 from vimlrp.inputs import device_and_dtype, preprocessing_of
 from vimlrp.photos import read_photo
 
-__all__ = ["Plan", "Progress", "run"]
+__all__ = ["CURVE", "POINTS", "VALUE", "Plan", "Progress", "run"]
 
 Goal = Literal["predicted", "label"]
 Progress = Callable[[int, int, str], None]
 """Is told how many parts are done, how many there are, and what comes next."""
+
+VALUE, CURVE, POINTS = "value ", "curve ", "points "
+"""Begin the names of a part's arrays: values (n,), curves (n, S), and where their points lie, (S,),
+by metric. One array more, `place`, says which samples of the batch they are of."""
 
 _READERS = 8
 
@@ -251,7 +256,7 @@ def _prepare(
         label=label,
     )
     arrays = {"predicted": predicted, "probability": probability, "target": target}
-    return batch, Part(_arrays(arrays) | {"place": places}, read.problems, facts)
+    return batch, Part(_arrays("", arrays) | {"place": places}, read.problems, facts)
 
 
 def _measure(plan: Plan, name: str, batch: PreparedBatch | None, read: _Read) -> Part:
@@ -276,13 +281,19 @@ def _joined(parts: Sequence[Part]) -> Part:
     """Parts of single samples as one."""
     full = [part.arrays for part in parts if len(part.arrays["place"])]
     keys = full[0] if full else ("place",)
-    arrays = {key: np.concatenate([a[key] for a in full or [{key: np.zeros(0)}]]) for key in keys}
+    arrays = {
+        key: full[0][key]
+        if key.startswith(POINTS)
+        else np.concatenate([a[key] for a in full or [{key: np.zeros(0)}]])
+        for key in keys
+    }
     facts: dict[str, float] = {}
     for part in parts:
         for key, fact in part.facts.items():
             known = facts.get(key, 0.0)
             facts[key] = max(known, fact) if key == "bytes" else known + fact
-    return Part(arrays, [problem for part in parts for problem in part.problems], facts)
+    problems = [problem for part in parts for problem in part.problems]
+    return Part(arrays, problems, facts, max(part.device for part in parts))
 
 
 def _measured(
@@ -291,17 +302,24 @@ def _measured(
     method = plan.methods[name]
     maps, cost = _timed(lambda: explained_by(method, plan.model, batch.x, batch.target), batch.x)
     arrays: dict[str, NDArray[np.float64]] = {}
+    points: dict[str, Tensor] = {}
     started = time.perf_counter()
     for metric in plan.metrics:
         measured = metric(batch, method, maps)
-        arrays |= {f"value {key}": v for key, v in _arrays(measured.values).items()}
-        arrays |= {f"curve {key}": v for key, v in _arrays(measured.curves).items()}
+        arrays |= _arrays(VALUE, measured.values) | _arrays(CURVE, measured.curves)
+        if measured.points is not None:
+            points[metric.name] = measured.points
     cost["metric_seconds"] = time.perf_counter() - started
     broken = ~maps.isfinite().flatten(1).all(1).cpu().numpy()
     for values in arrays.values():  # no order can be read off such a map
         values[broken] = np.nan
-    arrays["place"] = np.array(places, dtype=np.float64)
-    return Part(arrays, _map_problems(maps, name, samples), cost)
+    arrays |= _arrays(POINTS, points) | {"place": np.array(places, dtype=np.float64)}
+    return Part(arrays, _map_problems(maps, name, samples), cost, _device_name(batch.x))
+
+
+def _device_name(x: Tensor) -> str:
+    kind = torch.cuda.get_device_name(x.device) if x.is_cuda else platform.machine()
+    return f"{x.device.type} ({kind})"
 
 
 def _map_problems(maps: Tensor, method: str, samples: Sequence[str]) -> list[Problem]:
@@ -333,5 +351,5 @@ def _timed(call: Callable[[], Tensor], x: Tensor) -> tuple[Tensor, dict[str, flo
     return out, {"seconds": time.perf_counter() - started, **cost}
 
 
-def _arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
-    return {key: value.detach().double().cpu().numpy() for key, value in values.items()}
+def _arrays(kind: str, values: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
+    return {f"{kind}{key}": v.detach().double().cpu().numpy() for key, v in values.items()}

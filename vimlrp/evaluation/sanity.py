@@ -164,14 +164,19 @@ class Randomisation:
         curve = torch.stack(found, dim=1)
         stages = {f"stage_{i}": values for i, values in enumerate(found, 1)}
         measured = columns(self.name, mean=curve.mean(1), **stages)
-        return Measured(measured.values, {f"{self.name}/shuffled_similarity": curve})
+        parts = cascade(batch.model)
+        points = torch.tensor([count / max(len(parts), 1) for count in self._counts(parts)])
+        return Measured(measured.values, {f"{self.name}/shuffled_similarity": curve}, points)
+
+    def _counts(self, parts: Sequence[str]) -> list[int]:
+        """How many parts are shuffled at each stage."""
+        return [-(-len(parts) * i // self.stages) for i in range(1, self.stages + 1)]
 
     def _models(self, model: nn.Module) -> list[nn.Module]:
         """The shuffled copies, made once for all batches."""
         if id(model) not in self._copies:
             parts = cascade(model)
-            counts = [-(-len(parts) * i // self.stages) for i in range(1, self.stages + 1)]
-            copies = [randomised(model, parts[:n], seed=self.seed) for n in counts]
+            copies = [randomised(model, parts[:n], seed=self.seed) for n in self._counts(parts)]
             self._copies.clear()
             self._copies[id(model)] = model, copies
         return self._copies[id(model)][1]
@@ -182,6 +187,9 @@ class OtherClass:
     """Rank correlation with the map of another class; lower is better.
 
     Source: the random logit test of Sixt, Granz and Landgraf, ICML 2020, by Spearman's correlation.
+    It is not the data randomisation test of Adebayo et al., NeurIPS 2018, which compares with a
+    model trained on randomly permuted labels and so takes a training that no metric can do. With
+    such a model at hand, `rank_correlation` of the maps of both is that test.
     """
 
     name: str = "other_class"

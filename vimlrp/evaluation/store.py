@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vimlrp.evaluation.outputs import remove_outputs
 from vimlrp.evaluation.parts import Part, Parts
 from vimlrp.files import distinct_names
 
 __all__ = ["Part", "Store"]
+
+_DIGITS = 5
 
 
 class Store:
@@ -16,7 +19,7 @@ class Store:
     Args:
         folder: Is made where it is missing.
         settings: All that results depend on, as JSON takes it.
-        overwrite: Remove parts of other settings instead of refusing them.
+        overwrite: Remove parts and outputs of other settings instead of refusing them.
 
     Raises:
         InputError: If the folder holds parts of other settings, or something else, or cannot be
@@ -28,7 +31,13 @@ class Store:
     ) -> None:
         # Parts with no method's name hold nothing that took long.
         self._parts = Parts(
-            folder, settings, what="an evaluation", kept="*-*.npz", overwrite=overwrite
+            folder,
+            settings,
+            what="an evaluation",
+            own=f"{'[0-9]' * _DIGITS}*.npz",
+            kept="*-*.npz",
+            clear=remove_outputs,
+            overwrite=overwrite,
         )
 
     def __contains__(self, key: tuple[int, str]) -> bool:
@@ -43,4 +52,5 @@ class Store:
 
 def _name(key: tuple[int, str]) -> str:
     batch, method = key
-    return distinct_names([f"{batch:05d}-{method}" if method else f"{batch:05d}"])[0]
+    number = f"{batch:0{_DIGITS}d}"
+    return distinct_names([f"{number}-{method}" if method else number])[0]

@@ -151,7 +151,7 @@ def write(planted: Planted, folder: Path) -> DataSet:
         name = f"{label:04d}/{row:06d}.jpg"
         mask = _write_object(planted, row, folder / "objects" / f"{row:06d}.png")
         path = _write_plain(folder / "pictures" / name, data)
-        samples.append(Sample(path, name, label, mask=mask))
+        samples.append(Sample(path, name, label, masks=(mask,) if mask else ()))
         planting = planted.plan.planting_of(label)
         artifact = "" if planting is None else planting.artifact
         lines.append((name, label, artifact, int(planted.carriers[row])))
