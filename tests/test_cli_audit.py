@@ -334,6 +334,9 @@ def test_fixes_are_written_with_what_they_do(folder, checkpoint, tmp_path, stand
     found = call("fix", "--out", tmp_path / "out")
     assert found.exit_code == 1, found.output
     assert "| cannot be mended | the sample | 1 |" in found.output
+    listed = (tmp_path / "out" / "problems.csv").read_text(encoding="utf-8")
+    assert "accuracy at chance" in listed  # of an earlier stage
+    assert "the finding is not proven" in listed
     names = {path.name for path in (tmp_path / "out" / "fixes").iterdir()}
     assert names == {
         "00000-latent.csv", "00000-latent.safetensors", "00007-latent.csv", "fixes.csv",

@@ -151,7 +151,7 @@ def screen(out: Path, rate: float, seed: int) -> None:
         tell = progress_of(bar, "screen")
         screening = late.screen(workspace, evidence, rate=rate, seed=seed, progress=tell)
     _say_screening(console, evidence, screening)
-    _end(console, workspace, screening.problems, [])
+    _end(console, workspace, screening.problems, [], _problems(gathered))
 
 
 @command.command("drill")
@@ -172,7 +172,7 @@ def drill(out: Path, device: str, classes: tuple[str, ...]) -> None:
             f"{name}: {len(candidate.carriers)} of {len(candidate.members)} pictures share a cue, "
             f"{where}, by {candidate.channel}",
         )
-    _end(console, stage.workspace, problems, [])
+    _end(console, stage.workspace, problems, [], stage.before)
 
 
 @command.command("verify")
@@ -190,7 +190,7 @@ def verify(out: Path, device: str, classes: tuple[str, ...]) -> None:
             stage.workspace, stage.model, stage.evidence, candidates, progress=tell
         )
     _say_findings(console, stage.evidence, findings)
-    _end(console, stage.workspace, [*undrilled, *unverified], [])
+    _end(console, stage.workspace, [*undrilled, *unverified], [], stage.before)
 
 
 @command.command("fix")
@@ -209,7 +209,7 @@ def fix(out: Path, device: str) -> None:
             findings,
             progress=progress_of(bar, "fix"),
         )
-    _end(console, stage.workspace, problems, files)
+    _end(console, stage.workspace, problems, files, stage.before)
 
 
 @command.command("report")
@@ -228,17 +228,20 @@ def report(out: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Late:
-    """A screened audit whose model is loaded again."""
+    """A screened audit whose model is loaded again, and the problems that it had before."""
 
     model: nn.Module
     workspace: Workspace
     evidence: Evidence
+    before: tuple[Problem, ...]
 
     @classmethod
     def of(cls, out: Path, device: str) -> "_Late":
         model, _ = reopen(out, device)
         gathered = read_gathered(out)
-        return cls(model, gathered.workspace, gathered.evidence())
+        screening, _ = late.read_screening(gathered.workspace)
+        before = (*_problems(gathered), *screening.problems)
+        return cls(model, gathered.workspace, gathered.evidence(), before)
 
     def candidates(
         self, classes: Sequence[str], progress: Callable[[int, int, str], None]
@@ -321,12 +324,16 @@ def _say_findings(console: Console, evidence: Evidence, findings: Sequence[Findi
 
 
 def _end(
-    console: Console, workspace: Workspace, problems: Sequence[Problem], files: Sequence[Path]
+    console: Console,
+    workspace: Workspace,
+    problems: Sequence[Problem],
+    files: Sequence[Path],
+    before: Sequence[Problem] = (),
 ) -> None:
-    """Write and count the problems, name the files, and set the exit code."""
+    """List the problems of all stages, count this one's, name the files, set the exit code."""
     path = workspace.folder / "problems.csv"
     with failures_told(console, workspace.folder, ADVICE):
-        workspace.parts.write(path, problem_csv(problems).encode())
+        workspace.parts.write(path, problem_csv([*before, *problems]).encode())
     _say(console, problem_counts(problems))
     for file in (*files, path):
         console.print(f"wrote {escape(str(file))}", soft_wrap=True, highlight=False)
