@@ -68,7 +68,9 @@ def test_grown_regions_reach_one_pixel_further():
     assert grown(np.zeros((0, 8, 8), bool)).shape == (0, 8, 8)
 
 
-@pytest.mark.parametrize("call", [lambda x, r: paste(x, x, r), lambda x, r: remove(x, r, "mean", PREPROCESSING)])
+@pytest.mark.parametrize(
+    "call", [lambda x, r: paste(x, x, r), lambda x, r: remove(x, r, "mean", PREPROCESSING)]
+)
 def test_regions_that_do_not_fit_are_refused(call):
     with pytest.raises(InputError, match="regions"):
         call(pictures(), region(1))

@@ -57,7 +57,7 @@ def test_statistics_find_their_own_carriers_and_name_themselves():
     _, data, evidence = world()
     rng = np.random.default_rng(0)
     column = rng.normal(50, 3, len(evidence))
-    odd = np.flatnonzero((evidence.labels == POISONED))[::3]
+    odd = np.flatnonzero(evidence.labels == POISONED)[::3]
     column[odd] = rng.normal(90, 3, len(odd))
     names = ("jpeg_quality", "nothing")
     noise = rng.normal(size=len(evidence))

@@ -17,7 +17,9 @@ def test_interval_is_that_of_the_mean():
     effect = effect_of("insertion", values)
     half = 1.96 * values.std() / math.sqrt(400)
     assert effect.mean == pytest.approx(values.mean())
-    assert (effect.low, effect.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+    assert (effect.low, effect.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.03
+    )
     assert effect.count == 400
 
 
@@ -48,7 +50,9 @@ def test_attack_rate_counts_pictures_that_turned():
     assert attack_rate(pairs, 0) == pytest.approx(1 / 3)  # the first was of the class before
     assert math.isnan(attack_rate(Pairs(before[:1], after[:1]), 0))
     assert pairs.differences(0).tolist() == [0, 3, 0, 0.5]
-    expected = (after.exp()[:, 0] / after.exp().sum(1) - before.exp()[:, 0] / before.exp().sum(1)).mean()
+    expected = (
+        after.exp()[:, 0] / after.exp().sum(1) - before.exp()[:, 0] / before.exp().sum(1)
+    ).mean()
     assert probability_change(pairs, 0) == pytest.approx(float(expected))
 
 
@@ -72,7 +76,10 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_verdicts(name):
     first, transplant, local, verdict = TABLE[name]
-    effects = [effect("removal" if local else "insertion", *first), effect("transplant", *transplant)]
+    effects = [
+        effect("removal" if local else "insertion", *first),
+        effect("transplant", *transplant),
+    ]
     assert decide(effects, 1.0, local=local) is verdict
 
 

@@ -35,7 +35,9 @@ def correction(width=6, rank=2, threshold=None, layer="layer", fingerprint="", a
     )
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3, 6, 4, 5), 1), ((3, 4, 5, 6), 3), ((3, 7, 6), 2), ((3, 6), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((3, 6, 4, 5), 1), ((3, 4, 5, 6), 3), ((3, 7, 6), 2), ((3, 6), 1)]
+)
 def test_the_correction_is_the_projection_onto_the_clean_hyperplane(shape, axis):
     a = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     one = correction(rank=1)

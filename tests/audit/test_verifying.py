@@ -46,7 +46,9 @@ def test_a_causal_cue_awaits_acceptance_unless_something_says_that_it_is_off_the
     assert "accept" in finding.action
 
 
-@pytest.mark.parametrize(("corners", "expected"), [((26, 26, 38, 38), True), ((0, 0, 64, 64), False)])
+@pytest.mark.parametrize(
+    ("corners", "expected"), [((26, 26, 38, 38), True), ((0, 0, 64, 64), False)]
+)
 def test_boxes_decide_whether_it_is_clever_hans(corners, expected):
     model, _, evidence = world()
     candidate, _ = found()
@@ -163,11 +165,15 @@ def test_share_off_the_object_is_counted_in_pixels():
 
 @pytest.mark.parametrize(
     ("statistics", "edge", "expected"),
-    [((("frame_top", 0.99),), True, True), ((("frame_top", 0.99),), False, False), ((), True, False)],
+    [
+        ((("frame_top", 0.99),), True, True),
+        ((("frame_top", 0.99),), False, False),
+        ((), True, False),
+    ],
 )
 def test_a_frame_is_off_the_object_by_nature(statistics, edge, expected):
     regions = np.zeros((2, 40, 40), bool)
-    regions[:, :3 if edge else 0] = True
+    regions[:, : 3 if edge else 0] = True
     regions[:, 20, 20] = True
     rows = np.arange(2)
     candidate = Candidate(
