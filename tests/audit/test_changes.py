@@ -114,5 +114,5 @@ def test_recolouring_moves_the_moments():
 
 def test_impossible_strengths_are_refused():
     for make, value in ((jpeg, 0), (jpeg, 101), (blurred, 0.0), (blurred, np.inf)):
-        with pytest.raises(InputError, match="give one|give a share"):
+        with pytest.raises(InputError, match=r"give one|give a share"):
             make(value)

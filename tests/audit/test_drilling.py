@@ -13,7 +13,7 @@ from vimlrp.errors import InputError
 
 
 def test_seeds_of_one_corner_find_the_other_corners():
-    model, data, evidence = world()
+    _, data, _ = world()
     seeds = one_place(data)
     candidate, _ = found()
     truth = data.planted[candidate.members]
@@ -54,7 +54,7 @@ def test_copies_follow_their_original_and_count_once():
 
 
 def test_statistics_find_their_own_carriers_and_name_themselves():
-    _, data, evidence = world()
+    _, _, evidence = world()
     rng = np.random.default_rng(0)
     column = rng.normal(50, 3, len(evidence))
     odd = np.flatnonzero(evidence.labels == POISONED)[::3]

@@ -220,6 +220,6 @@ def test_the_drop_list_names_the_carriers(tmp_path):
     assert names == [evidence.samples[i].name for i in candidate.carriers]
     scores = [float(line.split(",")[3]) for line in lines[1:]]
     assert scores == sorted(scores, reverse=True)
+    none = replace(candidate, carriers=np.zeros(0, np.int64))
     with pytest.raises(InputError, match="no carriers"):
-        none = replace(candidate, carriers=np.zeros(0, np.int64))
         write_drop_list(tmp_path / "drop.csv", evidence, none)

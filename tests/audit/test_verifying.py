@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cue_world import POISONED, SIDE, found, prepared, world
+from cue_world import POISONED, SIDE, found, prepared, score_of, world
 
+from vimlrp.audit.drilling import drill
 from vimlrp.audit.ownership import by_nature, off_object
 from vimlrp.audit.records import Candidate, Channel, Verdict
 from vimlrp.audit.verifying import verify
@@ -77,10 +78,6 @@ def test_it_is_the_same_again():
 
 
 def test_compression_of_whole_pictures_is_non_local_and_off_the_object_by_nature():
-    model, data, evidence = world("jpeg")
-    rows = np.flatnonzero(data.labels == POISONED)
-    shows = data.planted[rows]
-    assert shows.any()
     candidate, finding = found_by_truth("jpeg")
     assert not candidate.local
     assert finding.verdict is Verdict.NON_LOCAL
@@ -91,10 +88,6 @@ def test_compression_of_whole_pictures_is_non_local_and_off_the_object_by_nature
 
 def found_by_truth(cue):
     """As `found`, with some carriers for seeds: this cue has no place to cluster by."""
-    from cue_world import score_of
-
-    from vimlrp.audit.drilling import drill
-
     model, data, evidence = world(cue)
     candidate = drill(model, evidence, score_of(np.flatnonzero(data.planted)[:10]))
     return candidate, verify(model, evidence, candidate)
@@ -153,8 +146,7 @@ def test_evidence_of_another_model_is_refused():
 
 
 def test_share_off_the_object_is_counted_in_pixels():
-    _, data, evidence = world()
-    model, _, _ = world()
+    model, _, evidence = world()
     sample = replace(evidence.samples[0], boxes=(Box((0, 0, SIDE / 2, SIDE)),))
     region = np.zeros((1, SIDE, SIDE), bool)
     region[0, 10:20, 24:36] = True  # 8 of 12 columns lie in the box

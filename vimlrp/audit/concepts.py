@@ -89,7 +89,7 @@ def filter_direction(
         model = linear.LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=1000)
     spread = _spread(x)
     model.fit((x - x.mean(0)) / spread, t > t.mean())
-    return np.asarray(model.coef_[0] / spread, dtype=np.float64)
+    return np.asarray(np.ravel(model.coef_) / spread, dtype=np.float64)  # some give (1, K)
 
 
 def unit(direction: NDArray[np.floating]) -> NDArray[np.float32]:
