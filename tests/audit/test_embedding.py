@@ -100,6 +100,13 @@ def test_statistics_that_no_sample_has_are_dropped():
     assert features(nothing, Channel.STATISTICS, np.arange(20)).shape == (20, 0)
 
 
+def test_evidence_without_statistics_has_no_spread():
+    evidence = clean_evidence(2, 20)
+    without = replace(evidence, statistics=evidence.statistics[:, :0], statistic_names=())
+    assert spreads(without).shape == (2, 0)
+    assert features(without, Channel.STATISTICS, np.arange(20)).shape == (20, 0)
+
+
 def test_copies_do_not_count_in_the_spread():
     evidence = clean_evidence(2, 20)
     twice = replace(evidence, originals=np.where(np.arange(40) < 10, 0, np.arange(40)))

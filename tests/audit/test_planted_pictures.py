@@ -182,7 +182,7 @@ def test_written_files_come_back_as_samples_with_the_truth(planted, tmp_path):
     for row in (3, 33):
         pixels = np.array(Image.open(data.samples[row].path))
         np.testing.assert_array_equal(pixels, planted.pictures[row])
-        mask = np.array(Image.open(data.samples[row].mask)) > 0
+        mask = np.array(Image.open(data.samples[row].masks[0])) > 0
         np.testing.assert_array_equal(mask, planted.objects[row])
     with (tmp_path / "truth.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

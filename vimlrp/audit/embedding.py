@@ -104,7 +104,7 @@ def spreads(evidence: Evidence) -> Points:
     """
     own = [evidence.of_class(int(label)) for label in np.unique(evidence.labels)]
     parts = [_residuals(evidence.statistics[i]) for i in own if len(i)]
-    if not parts:
+    if not parts or not evidence.statistics.shape[1]:
         return np.zeros((2, evidence.statistics.shape[1]))
     residuals, absent = (np.concatenate(part) for part in zip(*parts, strict=True))
     size = np.abs(np.nan_to_num(evidence.statistics)).max(0, initial=0.0)
@@ -218,8 +218,9 @@ def _residuals(values: NDArray[np.floating[Any]]) -> tuple[Points, Points]:
     """Distances from the column's median, 0 where there is no value, and where there is none."""
     wide = values.astype(np.float64)
     absent = ~np.isfinite(wide)
-    present = np.ma.masked_array(wide, absent)
-    median = np.ma.filled(np.ma.median(present, axis=0), 0.0)
+    present = np.where(absent, np.nan, wide)
+    present[:, absent.all(0)] = 0.0
+    median = np.nanmedian(present, axis=0)
     return np.where(absent, 0.0, wide - median), absent - absent.mean(0)
 
 
