@@ -64,8 +64,9 @@ def spawn(jobs: int, out: Path) -> None:
             environment["CUDA_VISIBLE_DEVICES"] = str(i % gpus)
         arguments = [*sys.argv, "--shard", f"{i}/{jobs}", "--out", str(out)]
         children.append(subprocess.Popen([sys.executable, *arguments], env=environment))
-    for child in children:
-        child.wait()
+    failed = sum(child.wait() != 0 for child in children)
+    if failed:
+        raise click.ClickException(f"{failed} of {jobs} processes failed; the same command goes on")
 
 
 def work(settings: Sequence[Settings], out: Path, device: torch.device) -> None:
