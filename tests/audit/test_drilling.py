@@ -94,6 +94,15 @@ def test_constant_features_give_no_carriers():
     assert len(expand(flat, score_of(one_place(data))).carriers) == 0
 
 
+def test_activations_beyond_the_range_of_their_type_do_no_harm():
+    _, data, evidence = world()
+    activations = evidence.activations.copy()
+    activations[evidence.of_class(POISONED)[-1], 0] = np.inf
+    candidate = expand(replace(evidence, activations=activations), score_of(one_place(data)))
+    assert np.isfinite(candidate.direction).all()
+    assert len(candidate.carriers) > 0
+
+
 def test_clusters_of_other_evidence_are_refused():
     _, data, evidence = world()
     with pytest.raises(InputError, match="the evidence has"):

@@ -91,7 +91,9 @@ def expand(evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate
     scores, shows = _shown(evidence, score.channel, rows, is_seed, seed)
     if not shows.any():
         return _nothing(evidence, score, seeds)
-    direction = unit(pattern(evidence.activations[rows], shows))
+    # Values beyond the range of float16 were kept as infinite: they are at least its greatest.
+    values = np.nan_to_num(evidence.activations[rows]).astype(np.float64)
+    direction = unit(pattern(values, shows))
     members, member_scores = _with_copies(evidence, score.label, rows, scores)
     carriers = members[np.isin(evidence.originals[members], rows[shows])]
     return Candidate(
