@@ -31,13 +31,13 @@ class Natural:
 
     mean: float
     spread: float
-    weight: float = 3.0
+    weight: float = 5.0
 
 
 NATURAL = {
-    Channel.RELEVANCE: (Natural(0.0, 0.25), Natural(0.1, 0.35)),
-    Channel.LATENT: (Natural(0.0, 0.5), Natural(0.1, 0.35)),
-    Channel.STATISTICS: (Natural(0.5, 0.5), Natural(0.6, 0.7)),
+    Channel.RELEVANCE: (Natural(0.0, 0.2), Natural(0.1, 0.35)),
+    Channel.LATENT: (Natural(0.0, 0.45), Natural(0.1, 0.35)),
+    Channel.STATISTICS: (Natural(0.3, 0.4), Natural(0.35, 0.4)),
 }
 """Excess of connectivity and of separation in ten classes of photographs, two models."""
 

@@ -103,7 +103,8 @@ class ClassScore:
         count: Samples used, after copies were merged and classes brought to equal numbers.
         connectivity: Second eigenvalue of the normalised Laplacian; small means that the samples
             fall into groups.
-        separability: Greatest Fisher discriminant ratio of a cluster against the rest.
+        separability: Fisher discriminant ratio of the most separable cluster against the rest;
+            0 without one.
         eigengap: Number of clusters that the greatest gap of eigenvalues suggests.
         p_value: Of the score under the null, in (0, 1].
         q_value: The false-discovery rate at which it would just be flagged, in (0, 1].
