@@ -117,7 +117,7 @@ def test_without_labels_the_report_says_what_was_audited(checkpoint, tmp_path):
 
 
 def test_pictures_are_chosen_by_options(folder, checkpoint, tmp_path):
-    begin(("explain",), folder, checkpoint, tmp_path / "a", "--classes", "7", "--per-class", 2)
+    begin(("explain",), folder, checkpoint, tmp_path / "a", "--only", "7", "--per-class", 2)
     assert read_evidence(tmp_path / "a").labels.tolist() == [7, 7]
     begin(("explain",), folder, checkpoint, tmp_path / "b", "--limit", 3)
     assert read_evidence(tmp_path / "b").labels.tolist() == [0, 0, 7]
@@ -148,8 +148,8 @@ def test_interrupted_it_says_how_to_go_on_and_ends_with_the_same_bytes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--classes", "5"), "no picture of the classes asked for"),
-        (("--classes", "zebra"), "the model knows no names"),
+        (("--only", "5"), "no picture of the classes asked for"),
+        (("--only", "zebra"), "the model knows no names"),
         (("--layer", "layers.9"), "no layer 'layers.9'"),
         (("--device", "abacus"), "cannot use the device"),
         (("--batch-size", 0), "0 is not in the range"),

@@ -22,7 +22,7 @@ def data(tmp_path):
 def test_samples_and_problems_come_back_as_they_were(tmp_path):
     boxes = (Box((0.5, 1.0, 20.25, 30.0)), Box((0, 0, 1, 1), (640.0, 480.0)))
     samples = (
-        Sample(tmp_path / "é.png", "é.png", 3, boxes, tmp_path / "mask.png"),
+        Sample(tmp_path / "é.png", "é.png", 3, boxes, (tmp_path / "mask.png",)),
         Sample(tmp_path / "b.png", "b.png"),
     )
     problems = (Problem("c.png", "class missing from the model", "zebra"),)

@@ -36,8 +36,9 @@ class Beginning:
     weights: Weights
     num_classes: int | None
     device: str
+    classes: Path | None
     layer: str | None
-    classes: str | None
+    only: str | None
     per_class: int | None
     limit: int | None
     batch_size: int
@@ -50,13 +51,15 @@ class Beginning:
         Args:
             out: The audit's folder.
         """
-        model = load_model(self.name, self.checkpoint, self.weights, self.num_classes, self.device)
+        model = load_model(
+            self.name, self.checkpoint, self.weights, self.num_classes, self.device, self.classes
+        )
         count = getattr(model, "num_classes", 0)
         if not count:
             raise UsageError(f"{self.name} classifies nothing; audit a model with a classifier")
         data = read_data(self.data, class_names(model), count)
         data = data if self.limit is None else data.evenly(self.limit)
-        words = None if self.classes is None else self.classes.split(",")
+        words = None if self.only is None else self.only.split(",")
         workspace = begin(
             model,
             data,
@@ -78,6 +81,7 @@ class Beginning:
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint.absolute()),
             "weights": self.weights,
             "num_classes": self.num_classes,
+            "classes": None if self.classes is None else str(self.classes.absolute()),
         }
 
 
@@ -97,9 +101,9 @@ def reopen(out: Path, device: str) -> tuple[nn.Module, Workspace]:
             f"{out} does not say which model it audits: run 'vimlrp audit' on it again"
         )
     facts = dict(workspace.parts[_COMMAND].facts)
-    checkpoint = facts.pop("checkpoint")
-    path = None if checkpoint is None else Path(checkpoint)
-    model = load_model(checkpoint=path, device=device, **facts)
+    for key in ("checkpoint", "classes"):
+        facts[key] = None if facts[key] is None else Path(facts[key])
+    model = load_model(device=device, **facts)
     check_model(workspace, model)
     return model, workspace
 
@@ -126,7 +130,9 @@ def begins(command: _Command) -> _Command:
             click.argument("data", type=click.Path(path_type=Path)),
             model_options,
             click.option("--layer", help="Whose channels are recorded; see docs/audit.md."),
-            click.option("--classes", help="Audit these alone: names or indices, with commas."),
+            click.option(
+                "--only", help="Audit these classes alone: names or indices, with commas."
+            ),
             click.option("--per-class", type=number, help="At most so many pictures of each."),
             click.option("--limit", type=number, help="So many pictures in all, evenly drawn."),
             click.option("--batch-size", type=number, default=32, show_default=True),
