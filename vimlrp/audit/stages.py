@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -286,14 +287,19 @@ def _class_count(model: nn.Module) -> int:
 
 def _write_manifest(gathered: Gathered) -> None:
     workspace = gathered.workspace
-    packages = ("vimlrp", "torch", "timm", "numpy", "pillow", "opencv-python")
+    packages = ("vimlrp", "torch", "timm", "numpy", "pillow")
     manifest = {
         "format": 1,
         "settings": workspace.settings,
         "layer_channels": int(gathered.explained.latent.shape[1]),
         "explained": len(gathered.explained.rows),
         "problems": len(gathered.problems()),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            # OpenCV comes under several names, of which any may be installed.
+            "opencv": cv2.__version__,
+            **{package: version(package) for package in packages},
+        },
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     workspace.parts.write(workspace.folder / "manifest.json", text.encode())
