@@ -13,7 +13,6 @@ from audit_data import contents, photos
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from vimlrp.audit import late
 from vimlrp.audit.records import Candidate, Channel, ClassScore, Effect, Finding, Screening, Verdict
 from vimlrp.audit.stages import read_evidence
 from vimlrp.cli import main
@@ -212,9 +211,6 @@ class StandIns:
         self.flagged = (7,)
         self.refused = ()
 
-    def __call__(self, module, name):
-        return getattr(self, name)
-
     def screen(self, evidence, *, rate, seed, progress):
         self.calls.append(f"screen {rate} {seed}")
         return Screening(
@@ -273,7 +269,14 @@ class StandIns:
 @pytest.fixture
 def stand_ins(monkeypatch):
     found = StandIns()
-    monkeypatch.setattr(late, "_function", found)
+    places = {
+        "screening": ["screen"], "drilling": ["drill"], "verifying": ["verify"],
+        "reporting": ["write_report"], "probes": ["probe"], "drop_list": ["write_drop_list"],
+        "mitigating": ["mitigate", "evaluate_mitigation"],
+    }  # fmt: skip
+    for module, names in places.items():
+        for name in names:
+            monkeypatch.setattr(f"vimlrp.audit.{module}.{name}", getattr(found, name))
     return found
 
 

@@ -8,7 +8,8 @@ from timm_models import FAMILIES, family
 from torch import nn
 
 import vimlrp
-from vimlrp.audit.latents import channel_axis, default_layer, pool
+from vimlrp.audit.channels import channel_axis
+from vimlrp.audit.latents import default_layer, pool
 from vimlrp.errors import InputError
 from vimlrp.wrapping import wrap
 

@@ -4,12 +4,20 @@ A stage that was run with the same settings is read, not run again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from vimlrp.audit import (
+    drilling,
+    drop_list,
+    mitigating,
+    probes,
+    reporting,
+    screening,
+    verifying,
+)
 from vimlrp.audit.records import Candidate, ClassScore, Evidence, Finding, Screening
 from vimlrp.audit.saving import pack, unpack
 from vimlrp.audit.workspace import Workspace
@@ -43,10 +51,7 @@ def screen(
     """
 
     def run() -> Screening:
-        found: Screening = _function("screening", "screen")(
-            evidence, rate=rate, seed=seed, progress=progress
-        )
-        return found
+        return screening.screen(evidence, rate=rate, seed=seed, progress=progress)
 
     return _kept(workspace, "screening", {"rate": rate, "seed": seed}, Screening, run)
 
@@ -95,10 +100,7 @@ def drill(
         tell(i, len(scores), f"drill {name}")
 
         def run(score: ClassScore = score) -> Candidate:
-            candidate: Candidate = _function("drilling", "drill")(
-                model, evidence, score, seed=settings["seed"]
-            )
-            return candidate
+            return drilling.drill(model, evidence, score, seed=settings["seed"])
 
         place = f"candidates/{score.label:05d}-{score.channel}"
         try:
@@ -136,10 +138,7 @@ def verify(
         tell(i, len(candidates), f"verify {name}")
 
         def run(candidate: Candidate = candidate) -> Finding:
-            finding: Finding = _function("verifying", "verify")(
-                model, evidence, candidate, seed=settings["seed"]
-            )
-            return finding
+            return verifying.verify(model, evidence, candidate, seed=settings["seed"])
 
         place = f"findings/{candidate.label:05d}-{candidate.channel}"
         try:
@@ -179,20 +178,19 @@ def report(
         problems: What could not be used.
         probes: What `probe` returned, to be shown too.
     """
-    screening, _ = read_screening(workspace)
+    screened, _ = read_screening(workspace)
     given = workspace.settings["preprocessing"]
     lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
-    files: list[Path] = _function("reporting", "write_report")(
+    return reporting.write_report(
         workspace.folder,
         evidence,
-        screening,
+        screened,
         findings,
         about=about,
         problems=problems,
         probes=probes,
         preprocessing=Preprocessing(**{**given, **lists}),
     )
-    return files
 
 
 def probe(model: nn.Module, data: Any, *, seed: int, progress: Progress | None = None) -> Any:
@@ -204,7 +202,7 @@ def probe(model: nn.Module, data: Any, *, seed: int, progress: Progress | None =
         seed: Of the random draws.
         progress: Is told how far it is.
     """
-    return _function("probes", "probe")(model, data, seed=seed, progress=progress)
+    return probes.probe(model, data, seed=seed, progress=progress)
 
 
 def fix(
@@ -239,11 +237,7 @@ def fix(
         place = f"{candidate.label:05d}-{candidate.channel}"
         tell(i, len(findings), f"fix {name}")
         try:
-            files.append(
-                _function("drop_list", "write_drop_list")(
-                    folder / f"{place}.csv", evidence, candidate
-                )
-            )
+            files.append(drop_list.write_drop_list(folder / f"{place}.csv", evidence, candidate))
             change, done = _mended(model, evidence, finding, settings["seed"])
         except InputError as error:
             problems.append(Problem(name, "cannot be mended", str(error)))
@@ -257,9 +251,9 @@ def fix(
 
 def _mended(model: nn.Module, evidence: Evidence, finding: Finding, seed: int) -> tuple[Any, Any]:
     """A correction of the model, and what it does on pictures that it was not fitted to."""
-    change = _function("mitigating", "mitigate")(model, evidence, finding, seed=seed)
-    measure = _function("mitigating", "evaluate_mitigation")
-    return change, measure(model, evidence, finding, change, seed=seed)
+    change = mitigating.mitigate(model, evidence, finding, seed=seed)
+    done = mitigating.evaluate_mitigation(model, evidence, finding, change, seed=seed)
+    return change, done
 
 
 _OUTCOME = ("clean", "attacked", "attack_rate", "effect")
@@ -273,12 +267,6 @@ def _fix_row(name: str, channel: str, done: Any) -> list[str]:
     outcomes = [getattr(one, key) for one in (done.before, done.after) for key in _OUTCOME]
     numbers = [f"{value:.6g}" for value in (done.count, done.recovery, done.cost, *outcomes)]
     return [name, str(channel), *numbers]
-
-
-def _function(module: str, name: str) -> Callable[..., Any]:
-    """A function of a stage, imported when the stage runs: some need optional packages."""
-    function: Callable[..., Any] = getattr(import_module(f"vimlrp.audit.{module}"), name)
-    return function
 
 
 def _kept(

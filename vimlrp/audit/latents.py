@@ -3,14 +3,13 @@
 import re
 from typing import Any, Literal
 
-import timm.layers
 from torch import Tensor, nn
 
-from vimlrp import sites
+from vimlrp.audit.channels import channel_axis
 from vimlrp.errors import InputError
 from vimlrp.wrapping import wrap
 
-__all__ = ["channel_axis", "default_layer", "pool"]
+__all__ = ["default_layer", "pool"]
 
 # How the models that vimlrp explains call their blocks; the first form that a model has counts.
 _BLOCKS = (
@@ -23,12 +22,6 @@ _BLOCKS = (
 # Its blocks return maps and states, which have no sum.
 _EFFICIENT_VIM_BLOCKS = r"stages\.\d+\.blocks\.\d+\.ffn"
 _DEPTH = 0.75
-
-_CHANNELS_FIRST = (
-    *(nn.Conv1d, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm),
-    *(timm.layers.LayerNorm2d, timm.layers.RmsNorm2d, sites.PatchEmbedding),
-)
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, sites.Linear)
 
 
 def default_layer(model: nn.Module) -> str:
@@ -83,27 +76,6 @@ def pool(
     axis = channel_axis(model, layer or default_layer(model), values.dim())
     rows = values.movedim(axis, 1).flatten(2) if values.dim() > 2 else values[:, :, None]
     return rows.amax(2) if how == "max" else rows.sum(2)
-
-
-def channel_axis(model: nn.Module, layer: str, dims: int) -> int:
-    """Where the channels of a layer's output stand.
-
-    A sequence has them last. Of maps the kind of the layer tells, where it has but one (a
-    convolution has them first, a linear layer last), and else the model: timm's say by their
-    `output_fmt` where they keep channels last.
-
-    Args:
-        model: The model.
-        layer: The name of the layer.
-        dims: Dimensions of its output.
-    """
-    model = wrap(model)
-    module: Any = model.get_submodule(layer)
-    module = getattr(module, "fc2", module)  # the last layer of an MLP
-    if dims == 2 or isinstance(module, _CHANNELS_FIRST):
-        return 1
-    first = dims == 4 and getattr(model, "output_fmt", "NCHW") != "NHWC"
-    return 1 if first and not isinstance(module, _CHANNELS_LAST) else dims - 1
 
 
 def _blocks(model: nn.Module) -> list[str]:

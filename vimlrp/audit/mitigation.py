@@ -168,7 +168,7 @@ class Mitigation:
             raise InputError(f"{self.layer} returned no tensor that could be corrected")
         # A block of Vim returns its branch beside the stream: what comes after reads their sum.
         activation = stream_sum(output)
-        change = self.corrected(activation, channel_axis(model, self.layer, activation))
+        change = self.corrected(activation, channel_axis(model, self.layer, activation.dim()))
         leaves[first] = leaves[first] + change.to(leaves[first])
         return tree_unflatten(leaves, spec)
 

@@ -197,7 +197,7 @@ def _map(
 
 def _as_activation(watched: Watched, start: Tensor, like: Tensor) -> Tensor:
     """(b, P, K) in the layout of the layer's activation."""
-    axis = channel_axis(watched.model, watched.layer, like)
+    axis = channel_axis(watched.model, watched.layer, like.dim())
     places = [side for k, side in enumerate(like.shape) if k not in (0, axis)]
     return start.reshape(len(start), *places, -1).movedim(-1, axis)
 

@@ -1,0 +1,71 @@
+"""From a folder and a model to a finding, by the command line alone, with nothing replaced."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from cue_world import CLASSES, POISONED, plant, trained
+
+from vimlrp.audit.stages import read_evidence
+from vimlrp.cli import main
+from vimlrp.models import name_classes
+
+CARRIERS = 25
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A quarter of one class carries a mark in a random corner; the folder, and the truth."""
+    root = tmp_path_factory.mktemp("whole")
+    data = plant(root / "pictures", "patch", CARRIERS / 100, count=100)
+    model = trained(data)
+    name_classes(model, CLASSES)
+    with pytest.MonkeyPatch.context() as patch:
+        # The model is not timm's to create by name: its preprocessing is its own.
+        patch.setattr("vimlrp.cli.audit_options.load_model", lambda *_, **__: model)
+        first = call("audit", root / "pictures", "--out", root / "out")
+        fixed = call("audit", "fix", "--out", root / "out")
+    return root / "out", data, first, fixed
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+def test_the_marked_class_alone_is_flagged_and_proven(audited):
+    out, _, first, _ = audited
+    assert first.exit_code == 0, first.output
+    assert "5 classes screened, 1 flagged" in first.output
+    assert f"{CLASSES[POISONED]}: causal" in first.output
+    (finding,) = json.loads((out / "findings.json").read_text())["findings"]
+    assert finding["class"] == POISONED
+    assert finding["verdict"] == "causal"
+    assert not finding["clever_hans"]  # no box says where the object is
+    effects = {effect["kind"]: effect for effect in finding["effects"]}
+    assert effects["removal"]["high"] < 0 < effects["insertion"]["low"]
+    assert effects["transplant"]["low"] > 0
+    assert "report.html" in first.output
+    assert "causal" in (out / "report.html").read_text()
+
+
+def test_its_carriers_are_those_that_were_marked(audited):
+    out, data, _, fixed = audited
+    assert fixed.exit_code == 0, fixed.output
+    (drop_list,) = (out / "fixes").glob(f"{POISONED:05d}-*.csv")
+    dropped = {line.split(",")[0] for line in drop_list.read_text().splitlines()[1:]}
+    names = np.array([sample.name for sample in data.samples])
+    assert dropped == set(names[data.planted])
+    evidence = read_evidence(out)
+    assert len(evidence) == len(data.samples)
+
+
+def test_the_correction_takes_the_effect_and_leaves_the_accuracy(audited):
+    out, _, _, fixed = audited
+    header, row = (out / "fixes" / "fixes.csv").read_text().splitlines()
+    done = dict(zip(header.split(","), row.split(","), strict=True))
+    assert float(done["recovery"]) >= 0.7
+    assert float(done["cost"]) <= 0.01
+    assert float(done["attacked_after"]) > float(done["attacked_before"])
+    assert any((out / "fixes").glob(f"{POISONED:05d}-*.safetensors"))
+    assert "wrote" in fixed.output
