@@ -109,3 +109,12 @@ def test_clusters_of_other_evidence_are_refused():
         expand(evidence, score_of([len(evidence)]))
     with pytest.raises(InputError, match="other classes"):
         expand(evidence, score_of(np.flatnonzero(data.labels != POISONED)[:5]))
+
+
+def test_a_cluster_that_lacks_the_cue_leads_to_those_that_have_it():
+    _, data, evidence = world()
+    own = np.flatnonzero(data.labels == POISONED)
+    lacking = own[~data.planted[own]]
+    candidate = expand(evidence, score_of(lacking))
+    assert set(candidate.carriers) == set(own[data.planted[own]])
+    assert not set(candidate.seeds) & set(lacking)

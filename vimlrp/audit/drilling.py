@@ -70,7 +70,8 @@ def expand(evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate
     Scores come from cross-fitted patterns (`vimlrp.audit.concepts.cross_fitted`), so that no
     sample's score is in the direction it is measured by: of activations and of the layer's
     relevance together, or of the statistics for a cluster that was found by those. A second round
-    takes the carriers of the first for the seeds, unless it would lose these.
+    takes the carriers of the first for the seeds, unless it would lose these. Of two groups that
+    differ by a cue, the one that is more like the other classes is taken to lack it.
 
     Args:
         evidence: Of the audited pictures.
@@ -89,6 +90,10 @@ def expand(evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate
     if min(is_seed.sum(), (~is_seed).sum()) < FEWEST_SEEDS:
         return _nothing(evidence, score, seeds)
     scores, shows = _shown(evidence, score.channel, rows, is_seed, seed)
+    if _is_ordinary(evidence, score, rows, shows):
+        # The cluster is what lacks the cue, as happens where half of the class carries it.
+        is_seed, seeds = ~shows, rows[~shows]
+        scores, shows = _shown(evidence, score.channel, rows, is_seed, seed)
     if not shows.any():
         return _nothing(evidence, score, seeds)
     # Values beyond the range of float16 were kept as infinite: they are at least its greatest.
@@ -139,6 +144,25 @@ def _shown(
     again, then = _round(blocks, shows, is_seed, seed)
     lost = _area(scores, is_seed) - _area(again, is_seed)
     return (scores, shows) if lost > _DRIFT or not then.any() else (again, then)
+
+
+def _is_ordinary(
+    evidence: Evidence, score: ClassScore, rows: NDArray[np.int64], shows: NDArray[np.bool_]
+) -> bool:
+    """Whether those that show it are more like other classes than the rest of the class is."""
+    others = np.flatnonzero(evidence.labels != score.label)
+    if not len(others) or min(shows.sum(), (~shows).sum()) < FEWEST_SEEDS:
+        return False
+    statistics = score.channel is Channel.STATISTICS and len(evidence.statistic_names)
+    source = evidence.statistics if statistics else evidence.activations
+    values = _complete(source[np.r_[rows, others]].astype(np.float64))
+    values /= values.std(0)
+    own, theirs = values[: len(rows)], values[len(rows) :].mean(0)
+    direction = pattern(own, shows)
+    here, there, elsewhere = (
+        float(mean @ direction) for mean in (own[shows].mean(0), own[~shows].mean(0), theirs)
+    )
+    return abs(elsewhere - here) < abs(elsewhere - there)
 
 
 def _round(

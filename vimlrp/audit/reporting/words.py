@@ -25,8 +25,8 @@ EXPLANATIONS = {
         "stay clear of zero: the model uses it."
     ),
     Verdict.ASSOCIATIVE: (
-        "These samples share the cue and relevance lies on it, but changing it moved the logit by "
-        "no more than chance could: it may only accompany what the model uses."
+        "These samples share the cue and relevance lies on it, but it is not proven that the model "
+        "uses it: it may only accompany what the model uses, or no change imitates it."
     ),
     Verdict.UNUSED: (
         "The cue is there to be seen, and the model does not react to it. It matters once another "
