@@ -211,7 +211,7 @@ class StandIns:
         self.flagged = (7,)
         self.refused = ()
 
-    def screen(self, evidence, *, rate, seed, progress):
+    def screen(self, evidence, *, rate, seed, workers, progress):
         self.calls.append(f"screen {rate} {seed}")
         return Screening(
             tuple(
@@ -240,8 +240,9 @@ class StandIns:
         return Finding(candidate, (effect,), Verdict.NON_LOCAL, None, False, "Look closer.")
 
     def write_report(
-        self, folder, evidence, screening, findings, *, about, problems, probes, preprocessing
-    ):
+        self, folder, evidence, screening, findings, *, about, problems, probes, decisions,
+        preprocessing,
+    ):  # fmt: skip
         self.calls.append(f"report {len(findings)}")
         text = json.dumps({key: str(value) for key, value in about.items()})
         (Path(folder) / "report.json").write_text(text)

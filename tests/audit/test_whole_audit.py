@@ -1,12 +1,15 @@
 """From a folder and a model to a finding, by the command line alone, with nothing replaced."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from cue_world import CLASSES, POISONED, plant, trained
 
+from vimlrp.audit.reporting.decisions import FORMAT
 from vimlrp.audit.stages import read_evidence
 from vimlrp.cli import main
 from vimlrp.models import name_classes
@@ -26,7 +29,26 @@ def audited(tmp_path_factory):
         patch.setattr("vimlrp.cli.audit_options.load_model", lambda *_, **__: model)
         first = call("audit", root / "pictures", "--out", root / "out")
         fixed = call("audit", "fix", "--out", root / "out")
-    return root / "out", data, first, fixed
+        decisions = root / "decisions.json"
+        decisions.write_text(json.dumps(exported(root / "out", "reject")))
+        shutil.copytree(root / "out", root / "again")
+        rejected = call("audit", "fix", "--out", root / "again", "--decisions", decisions)
+        shown = call("audit", "report", "--out", root / "again", "--decisions", decisions)
+    return SimpleNamespace(
+        out=root / "out",
+        again=root / "again",
+        data=data,
+        first=first,
+        fixed=fixed,
+        rejected=rejected,
+        shown=shown,
+    )
+
+
+def exported(out, choice):
+    """What the report's button writes."""
+    (finding,) = json.loads((out / "findings.json").read_text())["findings"]
+    return {"format": FORMAT, "decisions": {finding["id"]: {"decision": choice}}}
 
 
 def call(*words: object) -> Result:
@@ -34,7 +56,7 @@ def call(*words: object) -> Result:
 
 
 def test_the_marked_class_alone_is_flagged_and_proven(audited):
-    out, _, first, _ = audited
+    out, first = audited.out, audited.first
     assert first.exit_code == 0, first.output
     assert "5 classes screened, 1 flagged" in first.output
     assert f"{CLASSES[POISONED]}: causal" in first.output
@@ -50,7 +72,7 @@ def test_the_marked_class_alone_is_flagged_and_proven(audited):
 
 
 def test_its_carriers_are_those_that_were_marked(audited):
-    out, data, _, fixed = audited
+    out, data, fixed = audited.out, audited.data, audited.fixed
     assert fixed.exit_code == 0, fixed.output
     (drop_list,) = (out / "fixes").glob(f"{POISONED:05d}-*.csv")
     dropped = {line.split(",")[0] for line in drop_list.read_text().splitlines()[1:]}
@@ -63,7 +85,7 @@ def test_its_carriers_are_those_that_were_marked(audited):
 
 
 def test_the_correction_takes_the_effect_and_leaves_the_accuracy(audited):
-    out, _, _, fixed = audited
+    out, fixed = audited.out, audited.fixed
     header, row = (out / "fixes" / "fixes.csv").read_text().splitlines()
     done = dict(zip(header.split(","), row.split(","), strict=True))
     assert float(done["recovery"]) >= 0.7
@@ -71,3 +93,12 @@ def test_the_correction_takes_the_effect_and_leaves_the_accuracy(audited):
     assert float(done["attacked_after"]) > float(done["attacked_before"])
     assert any((out / "fixes").glob(f"{POISONED:05d}-*.safetensors"))
     assert "wrote" in fixed.output
+
+
+def test_what_a_reader_rejects_is_left_alone_and_shown(audited):
+    assert audited.rejected.exit_code == 0, audited.rejected.output
+    assert "safetensors" in audited.fixed.output
+    assert "safetensors" not in audited.rejected.output
+    assert [path.name for path in (audited.again / "fixes").iterdir()] == ["fixes.csv"]
+    assert audited.shown.exit_code == 0, audited.shown.output
+    assert 'value="reject" checked' in (audited.again / "report.html").read_text()

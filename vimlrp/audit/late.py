@@ -38,6 +38,7 @@ def screen(
     *,
     rate: float = 0.1,
     seed: int = 0,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Screening:
     """Rank the classes by suspicion.
@@ -47,11 +48,12 @@ def screen(
         evidence: Of its first stages.
         rate: The false-discovery rate to flag at.
         seed: Of the random draws.
+        workers: Processes to screen in.
         progress: Is told how far it is.
     """
 
     def run() -> Screening:
-        return screening.screen(evidence, rate=rate, seed=seed, progress=progress)
+        return screening.screen(evidence, rate=rate, seed=seed, workers=workers, progress=progress)
 
     return _kept(workspace, "screening", {"rate": rate, "seed": seed}, Screening, run)
 
@@ -167,6 +169,7 @@ def report(
     about: Mapping[str, object],
     problems: Sequence[Problem] = (),
     probes: Any = None,
+    decisions: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write the report into the audit's folder.
 
@@ -177,6 +180,7 @@ def report(
         about: What a reader should know.
         problems: What could not be used.
         probes: What `probe` returned, to be shown too.
+        decisions: What `vimlrp.audit.reporting.read_decisions` returned, to begin with.
     """
     screened, _ = read_screening(workspace)
     given = workspace.settings["preprocessing"]
@@ -189,6 +193,7 @@ def report(
         about=about,
         problems=problems,
         probes=probes,
+        decisions=decisions,
         preprocessing=Preprocessing(**{**given, **lists}),
     )
 
@@ -231,6 +236,9 @@ def fix(
     _, settings = read_screening(workspace)
     tell = progress or (lambda *_: None)
     folder, rows, files, problems = workspace.folder / "fixes", [_FIX_COLUMNS], [], []
+    # What an earlier call wrote may be of findings that are rejected by now.
+    for old in folder.glob(f"{'[0-9]' * 5}-*"):
+        old.unlink()
     for i, finding in enumerate(findings):
         candidate = finding.candidate
         name = evidence.class_names[candidate.label]

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from vimlrp.audit.index import index as index_pictures
 from vimlrp.audit.predicting import agreement
 from vimlrp.audit.predicting import predict as predict_pictures
 from vimlrp.audit.records import Candidate, ClassScore, Evidence, Finding, Screening
+from vimlrp.audit.reporting import identities, read_decisions
 from vimlrp.audit.selection import class_indices
 from vimlrp.audit.stages import Gathered, read_gathered
 from vimlrp.audit.stages import explain as explain_pictures
@@ -26,9 +27,11 @@ from vimlrp.cli.audit_options import (
     ADVICE,
     Beginning,
     begins,
+    decisions_option,
     device_option,
     out_option,
     reopen,
+    workers_option,
 )
 from vimlrp.cli.groups import DefaultGroup
 from vimlrp.cli.loading import failures_told, progress_bar, progress_of
@@ -55,7 +58,8 @@ def command() -> None:
 @begins
 @click.option("--rate", type=click.FloatRange(0, 1), default=0.1, show_default=True)
 @click.option("--probe", is_flag=True, help="Try known artifacts on all classes, too.")
-def run(beginning: Beginning, out: Path, rate: float, probe: bool) -> None:
+@workers_option
+def run(beginning: Beginning, out: Path, rate: float, probe: bool, workers: int) -> None:
     """Run all stages on DATA: a folder of pictures by class, or a CSV file.
 
     --rate is the false-discovery rate at which classes are flagged.
@@ -67,7 +71,9 @@ def run(beginning: Beginning, out: Path, rate: float, probe: bool) -> None:
         gathered = explain_pictures(workspace, model, tell)
         _say_gathered(console, gathered)
         evidence = gathered.evidence()
-        screening = late.screen(workspace, evidence, rate=rate, seed=beginning.seed, progress=tell)
+        screening = late.screen(
+            workspace, evidence, rate=rate, seed=beginning.seed, workers=workers, progress=tell
+        )
         _say_screening(console, evidence, screening)
         candidates, undrilled = late.drill(
             workspace, model, evidence, screening.flagged(), progress=tell
@@ -141,15 +147,18 @@ def explain(beginning: Beginning, out: Path) -> None:
 @command.command("screen")
 @click.option("--rate", type=click.FloatRange(0, 1), default=0.1, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@workers_option
 @out_option
-def screen(out: Path, rate: float, seed: int) -> None:
+def screen(out: Path, rate: float, seed: int, workers: int) -> None:
     """Rank the classes of an explained audit by suspicion."""
     console = Console()
     with failures_told(console, out, ADVICE), progress_bar(console) as bar:
         gathered = read_gathered(out)
         evidence, workspace = gathered.evidence(), gathered.workspace
         tell = progress_of(bar, "screen")
-        screening = late.screen(workspace, evidence, rate=rate, seed=seed, progress=tell)
+        screening = late.screen(
+            workspace, evidence, rate=rate, seed=seed, workers=workers, progress=tell
+        )
     _say_screening(console, evidence, screening)
     _end(console, workspace, screening.problems, [], _problems(gathered))
 
@@ -196,17 +205,27 @@ def verify(out: Path, device: str, classes: tuple[str, ...]) -> None:
 @command.command("fix")
 @out_option
 @device_option
-def fix(out: Path, device: str) -> None:
-    """Write what may be done about findings: lists of pictures, and corrections of the model."""
+@decisions_option
+def fix(out: Path, device: str, decisions: Path | None) -> None:
+    """Write what may be done about findings: lists of pictures, and corrections of the model.
+
+    Findings that --decisions reject are left alone.
+    """
     console = Console()
     with failures_told(console, out, ADVICE), progress_bar(console) as bar:
         stage = _Late.of(out, device)
         findings = late.read_findings(stage.workspace)
+        chosen = _decided(decisions, findings)
+        kept = [
+            f
+            for f, name in zip(findings, identities(findings), strict=True)
+            if chosen.get(name) != "reject"
+        ]
         files, problems = late.fix(
             stage.workspace,
             stage.model,
             stage.evidence,
-            findings,
+            kept,
             progress=progress_of(bar, "fix"),
         )
     _end(console, stage.workspace, problems, files, stage.before)
@@ -214,7 +233,8 @@ def fix(out: Path, device: str) -> None:
 
 @command.command("report")
 @out_option
-def report(out: Path) -> None:
+@decisions_option
+def report(out: Path, decisions: Path | None) -> None:
     """Write the report of what is verified so far."""
     console = Console()
     with failures_told(console, out, ADVICE):
@@ -222,7 +242,8 @@ def report(out: Path) -> None:
         findings = late.read_findings(gathered.workspace)
         screening, _ = late.read_screening(gathered.workspace)
         problems = [*_problems(gathered), *screening.problems]
-        files = _report(gathered.workspace, gathered, findings, problems, None)
+        chosen = _decided(decisions, findings)
+        files = _report(gathered.workspace, gathered, findings, problems, None, chosen)
     _end(console, gathered.workspace, problems, files)
 
 
@@ -269,6 +290,7 @@ def _report(
     findings: Sequence[Finding],
     problems: Sequence[Problem],
     probes: object,
+    decisions: Mapping[str, str] | None = None,
 ) -> list[Path]:
     return late.report(
         workspace,
@@ -277,7 +299,12 @@ def _report(
         about=facts.about(gathered, command=shlex.join(["vimlrp", *sys.argv[1:]])),
         problems=problems,
         probes=probes,
+        decisions=decisions,
     )
+
+
+def _decided(path: Path | None, findings: Sequence[Finding]) -> dict[str, str]:
+    return {} if path is None else read_decisions(path, findings)
 
 
 def _problems(gathered: Gathered) -> list[Problem]:

@@ -17,7 +17,16 @@ from vimlrp.evaluation.parts import Part
 from vimlrp.models import class_names
 from vimlrp.models.reading import Weights
 
-__all__ = ["ADVICE", "Beginning", "begins", "device_option", "out_option", "reopen"]
+__all__ = [
+    "ADVICE",
+    "Beginning",
+    "begins",
+    "decisions_option",
+    "device_option",
+    "out_option",
+    "reopen",
+    "workers_option",
+]
 
 ADVICE = (
     "the same command with a smaller --batch-size needs another folder or --overwrite, and a "
@@ -168,4 +177,34 @@ def device_option(command: _Command) -> _Command:
         command: With the parameter.
     """
     option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+    return option(command)
+
+
+def workers_option(command: _Command) -> _Command:
+    """Give a command the option `workers`.
+
+    Args:
+        command: With the parameter.
+    """
+    option = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes to screen in.",
+    )
+    return option(command)
+
+
+def decisions_option(command: _Command) -> _Command:
+    """Give a command the option `decisions`.
+
+    Args:
+        command: With the parameter.
+    """
+    option = click.option(
+        "--decisions",
+        type=click.Path(path_type=Path),
+        help="What was accepted and rejected in the report, as its button exports it.",
+    )
     return option(command)

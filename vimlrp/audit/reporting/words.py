@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vimlrp.audit.graphs import neighbour_count
 from vimlrp.audit.records import Effect, Evidence, Finding, Screening, Verdict
 
 __all__ = [
@@ -51,7 +52,6 @@ GRADES = {
 }
 
 # Neighbours of a sample in the graph that screening clusters, by the size of the class.
-_FEWEST_NEIGHBOURS, _MOST_NEIGHBOURS = 5, 10
 
 
 def percent(share: float) -> str:
@@ -91,8 +91,7 @@ def detectable(count: int) -> tuple[int, float]:
     Args:
         count: Samples of the class.
     """
-    neighbours = round(math.log(max(count, 1)))
-    group = 1 + min(max(neighbours, _FEWEST_NEIGHBOURS), _MOST_NEIGHBOURS)
+    group = 1 + neighbour_count(count)
     return group, min(1.0, group / max(count, 1))
 
 
