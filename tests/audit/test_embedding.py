@@ -1,7 +1,10 @@
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import os
 
 import numpy as np
 import pytest
+import replace
 from evidence import clean_evidence, with_compression
 
 from vimlrp.audit.embedding import (
@@ -163,3 +166,15 @@ def test_pictures_of_almost_nothing(points):
 def test_another_method_is_refused():
     with pytest.raises(InputError, match="'tsne'; give 'pca' or 'umap'"):
         embedding_2d(np.eye(4), method="tsne")
+
+
+def test_umap_leaves_pytorch_its_threads():
+    script = (
+        "import numpy as np, torch; torch.set_num_threads(1);"
+        "from vimlrp.audit.embedding import embedding_2d;"
+        "points = np.random.default_rng(0).normal(size=(40, 6));"
+        "embedding_2d(points, method='umap');"
+        "assert torch.get_num_threads() == 1, torch.get_num_threads()"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)

@@ -4,9 +4,12 @@ Relevance, L1-normalised, is a distribution over positions; the square root of i
 Euclidean distance that of Hellinger, under which one bright cell does not drown all others.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vimlrp.audit.records import Channel, Evidence
@@ -183,9 +186,19 @@ def embedding_2d(
         raise InputError(f"method is {method!r}; give 'pca' or 'umap'")
     found = coordinates(points)
     if method == "umap" and len(found) > 3 and found.shape[1] > 1:  # fewer make no neighbourhood
-        umap = optional("umap", "umap-learn", "audit")
-        return _by_umap(umap, found, seed)
+        with _threads_kept():
+            return _by_umap(optional("umap", "umap-learn", "audit"), found, seed)
     return np.pad(found[:, :2], ((0, 0), (0, max(0, 2 - found.shape[1]))))
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Leave PyTorch its number of threads, which numba changes for the process when it starts."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _by_umap(umap: Any, points: Points, seed: int) -> NDArray[np.float64]:
