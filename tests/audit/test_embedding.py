@@ -1,10 +1,10 @@
+import os
 import subprocess
 import sys
-from dataclasses import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import replace
 from evidence import clean_evidence, with_compression
 
 from vimlrp.audit.embedding import (
