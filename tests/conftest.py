@@ -13,8 +13,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def same_random_numbers():
-    """Let a test draw the same numbers alone and among others."""
+    """Let a test draw the same numbers alone and among others, and round them the same."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
