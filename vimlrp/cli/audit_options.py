@@ -117,6 +117,27 @@ def reopen(out: Path, device: str) -> tuple[nn.Module, Workspace]:
     return model, workspace
 
 
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("audit"),
+    show_default=True,
+    help="The audit's folder.",
+)
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes to screen in.",
+)
+decisions_option = click.option(
+    "--decisions",
+    type=click.Path(path_type=Path),
+    help="What was accepted and rejected in the report, as its button exports it.",
+)
+
 _Command = Callable[..., None]
 
 
@@ -152,59 +173,3 @@ def begins(command: _Command) -> _Command:
     ):
         wrapped = option(wrapped)
     return wrapped
-
-
-def out_option(command: _Command) -> _Command:
-    """Give a command the option `out`.
-
-    Args:
-        command: With the parameter.
-    """
-    option = click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        default=Path("audit"),
-        show_default=True,
-        help="The audit's folder.",
-    )
-    return option(command)
-
-
-def device_option(command: _Command) -> _Command:
-    """Give a command the option `device`.
-
-    Args:
-        command: With the parameter.
-    """
-    option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-    return option(command)
-
-
-def workers_option(command: _Command) -> _Command:
-    """Give a command the option `workers`.
-
-    Args:
-        command: With the parameter.
-    """
-    option = click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Processes to screen in.",
-    )
-    return option(command)
-
-
-def decisions_option(command: _Command) -> _Command:
-    """Give a command the option `decisions`.
-
-    Args:
-        command: With the parameter.
-    """
-    option = click.option(
-        "--decisions",
-        type=click.Path(path_type=Path),
-        help="What was accepted and rejected in the report, as its button exports it.",
-    )
-    return option(command)
