@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vimlrp.audit.reading import Pictures, read_pictures
+from vimlrp.audit.selection import labels_of
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
@@ -64,7 +65,7 @@ def predict(
     """
     size = int(workspace.settings["batch_size"])
     inference = Inference(model, batch_size=size)
-    labels = _labels(workspace)
+    labels = labels_of(workspace.samples)
 
     def classify(pictures: Pictures) -> Part:
         return _classified(inference, pictures, labels[pictures.rows])
@@ -92,12 +93,8 @@ def read_predictions(workspace: Workspace, rows: NDArray[np.int64]) -> Predictio
             f"{part.problems[0].detail}"
         )
     arrays = {key: part.arrays[key] for key in ("classes", "probabilities", "losses")}
-    return Predictions(found, _labels(workspace)[found], problems=tuple(part.problems), **arrays)
-
-
-def _labels(workspace: Workspace) -> NDArray[np.int64]:
-    labels = [-1 if sample.label is None else sample.label for sample in workspace.samples]
-    return np.array(labels, dtype=np.int64)
+    labels = labels_of(workspace.samples)[found]
+    return Predictions(found, labels, problems=tuple(part.problems), **arrays)
 
 
 def _read(workspace: Workspace, model: nn.Module, rows: NDArray[np.int64]) -> Pictures:

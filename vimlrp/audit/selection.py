@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimlrp.errors import InputError
-from vimlrp.evaluation.data import DataSet, Problem
+from vimlrp.evaluation.data import DataSet, Problem, Sample
 from vimlrp.targets import find_class
 
-__all__ = ["class_indices", "drawn", "with_labels"]
+__all__ = ["class_indices", "drawn", "labels_of", "with_labels"]
 
 
 def class_indices(
@@ -64,6 +64,16 @@ def drawn(
     return np.sort(np.concatenate(chosen or [np.zeros(0, np.int64)])).astype(np.int64)
 
 
+def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """Labels of samples, (n,); -1 where unknown.
+
+    Args:
+        samples: The n samples.
+    """
+    labels = [-1 if sample.label is None else sample.label for sample in samples]
+    return np.array(labels, dtype=np.int64)
+
+
 def with_labels(
     data: DataSet, classes: Sequence[int] | None, per_class: int | None, seed: int
 ) -> DataSet:
@@ -82,7 +92,7 @@ def with_labels(
         InputError: If the data have classes, and none of them is one of the model's, or one of
             `classes`.
     """
-    labels = np.array([-1 if s.label is None else s.label for s in data.samples], dtype=np.int64)
+    labels = labels_of(data.samples)
     if (labels < 0).all():
         missing = sorted({p.detail for p in data.problems if p.kind == _MISSING})
         if not missing:
