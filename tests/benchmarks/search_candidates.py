@@ -3,9 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from search_rules import RouteShares
 from torch import nn
 
-Changes = Mapping[str, str]
+from vimlrp.rules import Rule
+
+Changes = Mapping[str, Rule | str]
 
 _SHARED: dict[str, Changes] = {
     "sum 0.1": {"residual": "gamma_sum(0.1)"},
@@ -33,6 +36,14 @@ _VIM: dict[str, Changes] = {
     "head 0.25": {"head": "gamma(0.25)"},
     "projections in 0.05": {"layers.*.mixer.in_proj": "gamma(0.05)"},
     "projections out 0.05": {"layers.*.mixer.out_proj": "gamma(0.05)"},
+    "routes 0.25": {"scan": RouteShares((0.25, 0.25))},
+    "routes 1": {"scan": RouteShares((1.0, 1.0))},
+    "routes 1, forward": {"scan": RouteShares((1.0, 0.0))},
+    "routes 1, backward": {"scan": RouteShares((0.0, 1.0))},
+    "gate .75:.25, last half, convolutions 0": {
+        "convolution": "zero",
+        **{f"layers.{n}.mixer.gate": "share(0.75, 0.25)" for n in range(6, 12)},
+    },
 }
 
 _DOWNSAMPLING = "layers.*.downsample.1"
@@ -53,6 +64,16 @@ _VMAMBA: dict[str, Changes] = {
     "MLP 0.05": {_MLP: "gamma(0.05)"},
     "MLP 0.25": {_MLP: "gamma(0.25)"},
     "projections but MLP 0.25": {"layers.*.op.*_proj": "gamma(0.25)"},
+    "routes 0.25": {"scan": RouteShares((0.25,) * 4)},
+    "routes 1": {"scan": RouteShares((1.0,) * 4)},
+    "routes 1, along rows": {"scan": RouteShares((1.0, 0.0, 1.0, 0.0))},
+    "routes 1, along columns": {"scan": RouteShares((0.0, 1.0, 0.0, 1.0))},
+    "routes 1, forward": {"scan": RouteShares((1.0, 1.0, 0.0, 0.0))},
+    "routes 1, backward": {"scan": RouteShares((0.0, 0.0, 1.0, 1.0))},
+    "downsampling 0, MLP 0.25 in the first third": {
+        _DOWNSAMPLING: "zero",
+        "layers.0.blocks.*.mlp.fc*": "gamma(0.25)",
+    },
 }
 
 _PARTS = {

@@ -57,6 +57,36 @@ class OnPath:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """The mean over pictures of which random squares are replaced by 0, of the others' relevance.
+
+    Each square is seen in about half of the passes, among other squares each time: what it adds to
+    the logit there is what Shapley values average.
+
+    Args:
+        inner: What makes a map.
+        passes: How many are drawn; the squares of every second are those that the one before hid.
+        side: Of the squares, in pixels.
+    """
+
+    inner: Method
+    passes: int
+    side: int = 16
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """See `vimlrp.evaluation.Method`."""
+        generator = torch.Generator().manual_seed(0)
+        size = [side // self.side for side in x.shape[-2:]]
+        total = torch.zeros_like(x[:, 0])
+        for _ in range(self.passes // 2):
+            drawn = (torch.rand(size, generator=generator) < 0.5).float()
+            for cells in (drawn, 1 - drawn):
+                seen = cells.repeat_interleave(self.side, 0).repeat_interleave(self.side, 1).to(x)
+                total += seen * self.inner(model, x * seen, target)
+        return total / (self.passes // 2)
+
+
+@dataclass(frozen=True)
 class Spread:
     """Each pixel's relevance spread by a Gaussian; what would leave the picture stays in it.
 
@@ -91,5 +121,7 @@ DENOISED: dict[str, Method] = {
     "flip": Mirrored(_DEFAULT),
     "noise 4": Noise(_DEFAULT, 4),
     "path .5 1": OnPath(_DEFAULT, (0.5, 1.0)),
+    "masked 4": Masked(_DEFAULT, 4),
+    "masked 32": Masked(_DEFAULT, 32),
 }
 """Over the default composite, by name."""

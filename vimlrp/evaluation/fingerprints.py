@@ -4,8 +4,9 @@ import hashlib
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn, uint8
 
@@ -62,8 +63,9 @@ def _content(path: Path) -> str:
 def method_hashes(methods: Mapping[str, Method]) -> dict[str, str]:
     """A short hash of what each method is, by name.
 
-    A composite is its rules, a function its module and name. What has no such name, as a lambda or
-    a partial function, gets a hash of its own each time, and so is never taken for another.
+    A composite is its rules, a function its module and name, a data class its name and settings.
+    What has no such name, as a lambda or a partial function, gets a hash of its own each time, and
+    so is never taken for another.
 
     Args:
         methods: By name.
@@ -81,6 +83,21 @@ def _identity(method: Method) -> str:
     name = getattr(function, "__qualname__", "")
     if isinstance(method, Registered):
         name = f"{method.name} {name}"  # registered methods may share a maker of functions
+    elif is_dataclass(method):
+        return _with_settings(method)
     elif not name or "<lambda>" in name:
         return uuid.uuid4().hex
     return f"{getattr(function, '__module__', '')}.{name}"
+
+
+def _with_settings(method: Any) -> str:
+    kind, settings = type(method), (getattr(method, field.name) for field in fields(method))
+    return f"{kind.__module__}.{kind.__qualname__}({', '.join(map(_setting, settings))})"
+
+
+def _setting(value: Any) -> str:
+    if callable(value):
+        return _identity(value)
+    # What prints itself in full: a tensor, say, leaves out its middle.
+    known = isinstance(value, (str, int, float, tuple, type(None)))
+    return repr(value) if known else uuid.uuid4().hex

@@ -1,11 +1,13 @@
 """Sites that divide by a statistic of their input."""
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from vimlrp.kernels import fused_maps
 from vimlrp.sites.base import Site
 from vimlrp.tracing import active, at_least_float32, constant, frozen
 
@@ -102,13 +104,19 @@ class _CentredByConstant(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        out, _, inverse = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
-        ctx.save_for_backward(weight, inverse)
-        return out
+        rows = _rows(x)
+        normed, inverse = fused_maps.layer_norm(rows.unsqueeze(1), weight, bias, eps)
+        ctx.save_for_backward(weight, bias, inverse)
+        return normed.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, inverse = ctx.saved_tensors
-        scaled = gradients[0] * weight
-        centred = scaled - scaled.mean(-1, keepdim=True, dtype=inverse.dtype)
-        return (centred * inverse).to(weight.dtype), None, None, None
+        arriving = gradients[0]
+        at_rows, *_ = fused_maps.layer_norm_relevance(_rows(arriving), None, *ctx.saved_tensors)
+        return at_rows.view(arriving.shape), None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., C) as (B, L, C), as the kernels take it."""
+    batch, *inner = x.shape[:-1] or (1,)
+    return x.reshape(batch, math.prod(inner), x.shape[-1])
