@@ -309,6 +309,9 @@ def test_a_gpu_in_half_precision_ends_near_a_cpu_in_single_precision(
     for name, values in expected.items():
         if name.startswith("black"):  # hits of a class that half precision may tip over
             continue
+        if name == "conservation/residue":  # nothing but the rounding of either
+            assert max(np.nanmax(values), np.nanmax(found[name])) < 1e-5
+            continue
         size = np.nanmax(np.abs(values))
         assert np.allclose(found[name], values, rtol=0, atol=0.1 * size, equal_nan=True), name
     tables = [(cuda / "samples.csv").read_bytes()]

@@ -189,9 +189,11 @@ def _record(
     )
     finite: list[Tensor] = []
     graph = torch.cuda.CUDAGraph()
+    # PyTorch's own stream for captures is of the GPU that first captured anything.
+    stream = torch.cuda.Stream(x.device)
     with (
         explaining(model, x, composite) as trace,
-        torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
     ):
         result = explained(
             model, x, trace, request, lambda logits: finite.append(logits.isfinite().all())

@@ -32,7 +32,7 @@ HEAD = (
     "| explain / official plain |\n|---|---|---|---|---|---|---|---|"
 )
 HEAD_GAP = "| relative L2 | float32 | bfloat16, to float32 |\n|---|---|---|"
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def official(folder: Path, device: torch.device) -> nn.Module:
@@ -127,17 +127,22 @@ def peak(explainer: vimlrp.Explainer, x: Tensor, device: torch.device) -> float:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
 )  # fmt: skip
 @click.option("--batch", "batches", multiple=True, type=int, default=(1, 8, 64))
+@click.option(
+    "--type", "types", multiple=True, type=click.Choice(list(DTYPES)), default=tuple(DTYPES)
+)
 @click.option("--count", default=10, help="Runs that count.")
 @click.option("--device", "wish", default="auto", show_default=True)
-def main(folder: Path, batches: tuple[int, ...], count: int, wish: str) -> None:
+def main(
+    folder: Path, batches: tuple[int, ...], types: tuple[str, ...], count: int, wish: str
+) -> None:
     """Print Markdown tables of both codes on one device."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = pick_device(wish)
     theirs = official(folder, device)
     print(describe(device), (folder / "REVISIONS").read_text(encoding="utf-8"), HEAD, sep="\n\n")
-    for dtype in DTYPES:
+    for name in types:
         for batch in batches:
-            print(row(theirs, dtype, batch, device, count), flush=True)
+            print(row(theirs, DTYPES[name], batch, device, count), flush=True)
     print(f"\n{HEAD_GAP}")
     for line in gaps(theirs, device):
         print(line, flush=True)
