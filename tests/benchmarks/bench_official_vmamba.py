@@ -77,8 +77,8 @@ def explained(model: nn.Module, x: Tensor, fused: str) -> vimlrp.Relevance:
 
 def gaps(theirs: nn.Module, device: torch.device, batch: int = 4) -> Iterator[str]:
     """Logits against the official ones, and fused against composed relevances."""
-    models = [ours(theirs, dtype, device) for dtype in DTYPES]
-    given = [images(batch, dtype, device) for dtype in DTYPES]
+    models = [ours(theirs, dtype, device) for dtype in DTYPES.values()]
+    given = [images(batch, dtype, device) for dtype in DTYPES.values()]
     with torch.no_grad():
         expected = theirs(given[0])
         logits = [gap(m(x), expected) for m, x in zip(models, given, strict=True)]
