@@ -24,7 +24,7 @@ import torch
 from machine import describe, pick_device
 from numpy.typing import NDArray
 from search_candidates import Changes, candidates_of
-from search_denoising import DENOISED
+from search_denoising import DENOISED, OF_VMAMBA
 from torch import nn
 
 import vimlrp  # noqa: F401  (registers the models)
@@ -133,7 +133,7 @@ def methods_of(names: Sequence[str], candidates: Mapping[str, Changes]) -> dict[
 def _method(name: str, candidates: Mapping[str, Changes]) -> Method:
     if name in candidates:
         return CompositeMethod(dict(candidates[name]))
-    return DENOISED.get(name) or method_named(name)
+    return {**DENOISED, **OF_VMAMBA}.get(name) or method_named(name)
 
 
 def measure(plan: Plan, folder: Path) -> Results:
@@ -189,8 +189,10 @@ def main(stage: str, name: str, data: Path, out: Path, candidates: str | None, d
     print(describe(place))
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=True).eval().to(place)
-    known = candidates_of(model, family_of(model))
-    names = [*ABLATIONS, *known, *DENOISED] if candidates is None else candidates.split(";")
+    family = family_of(model)
+    known = candidates_of(model, family)
+    everything = [*ABLATIONS, *known, *DENOISED, *(OF_VMAMBA if family == "vmamba" else ())]
+    names = everything if candidates is None else candidates.split(";")
     methods = methods_of(names, known)
     for part, plan in plans(stage, model, name, data, methods):
         report(measure(plan, out / name / stage / part), out / name / stage / part)

@@ -58,32 +58,46 @@ class OnPath:
 
 @dataclass(frozen=True)
 class Masked:
-    """The mean over pictures of which random squares are replaced by 0, of the others' relevance.
+    """The mean relevance of each square over pictures of which other squares are hidden.
 
-    Each square is seen in about half of the passes, among other squares each time: what it adds to
-    the logit there is what Shapley values average.
+    Squares are drawn into groups anew for every round of passes; each pass shows some of the groups
+    and hides the others. What a square adds to the logit among changing companions is what Shapley
+    values average; one explanation of the whole picture sees it among all others alone.
 
     Args:
         inner: What makes a map.
-        passes: How many are drawn; the squares of every second are those that the one before hid.
+        rounds: Of passes.
+        groups: Into which the squares are drawn, and passes of a round.
+        shown: How many of the groups each pass shows.
         side: Of the squares, in pixels.
+        blurred: Hide squares by the blurred picture instead of by 0.
     """
 
     inner: Method
-    passes: int
+    rounds: int
+    groups: int = 2
+    shown: int = 1
     side: int = 16
+    blurred: bool = False
 
     def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """See `vimlrp.evaluation.Method`."""
         generator = torch.Generator().manual_seed(0)
-        size = [side // self.side for side in x.shape[-2:]]
+        hidden = _blurred(x, self.side / 2) if self.blurred else torch.zeros_like(x)
         total = torch.zeros_like(x[:, 0])
-        for _ in range(self.passes // 2):
-            drawn = (torch.rand(size, generator=generator) < 0.5).float()
-            for cells in (drawn, 1 - drawn):
-                seen = cells.repeat_interleave(self.side, 0).repeat_interleave(self.side, 1).to(x)
-                total += seen * self.inner(model, x * seen, target)
-        return total / (self.passes // 2)
+        for _ in range(self.rounds):
+            group = self._drawn(x, generator)
+            for first in range(self.groups):
+                seen = (group - first) % self.groups < self.shown  # (H, W)
+                total += seen * self.inner(model, torch.where(seen, x, hidden), target)
+        return total / (self.rounds * self.shown)
+
+    def _drawn(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The group of each pixel's square, (H, W); groups are equally large, up to one."""
+        rows, columns = (side // self.side for side in x.shape[-2:])
+        order = torch.randperm(rows * columns, generator=generator) % self.groups
+        cells = order.view(rows, columns)
+        return cells.repeat_interleave(self.side, 0).repeat_interleave(self.side, 1).to(x.device)
 
 
 @dataclass(frozen=True)
@@ -101,15 +115,17 @@ class Spread:
     def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """See `vimlrp.evaluation.Method`."""
         maps = self.inner(model, x, target)[:, None]
-        inside = self._blurred(torch.ones_like(maps))
-        return self._blurred(maps / inside)[:, 0]
+        inside = _blurred(torch.ones_like(maps), self.sigma)
+        return _blurred(maps / inside, self.sigma)[:, 0]
 
-    def _blurred(self, maps: Tensor) -> Tensor:
-        reach = int(3 * self.sigma)
-        place = torch.arange(-reach, reach + 1).to(maps)
-        taps = torch.softmax(-place.square() / (2 * self.sigma**2), dim=0)
-        across = F.conv2d(maps, taps.view(1, 1, 1, -1), padding=(0, reach))
-        return F.conv2d(across, taps.view(1, 1, -1, 1), padding=(reach, 0))
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    """(B, C, H, W) under a Gaussian, zeros around."""
+    reach, channels = int(3 * sigma), x.shape[1]
+    place = torch.arange(-reach, reach + 1).to(x)
+    taps = torch.softmax(-place.square() / (2 * sigma**2), dim=0).repeat(channels, 1)
+    across = F.conv2d(x, taps[:, None, None], padding=(0, reach), groups=channels)
+    return F.conv2d(across, taps[:, None, :, None], padding=(reach, 0), groups=channels)
 
 
 _DEFAULT = CompositeMethod()
@@ -121,7 +137,21 @@ DENOISED: dict[str, Method] = {
     "flip": Mirrored(_DEFAULT),
     "noise 4": Noise(_DEFAULT, 4),
     "path .5 1": OnPath(_DEFAULT, (0.5, 1.0)),
-    "masked 4": Masked(_DEFAULT, 4),
-    "masked 32": Masked(_DEFAULT, 32),
+    "masked 2": Masked(_DEFAULT, 1),
+    "masked 4": Masked(_DEFAULT, 2),
+    "masked 8": Masked(_DEFAULT, 4),
+    "masked 32": Masked(_DEFAULT, 16),
+    "masked 9, 1 of 3 shown": Masked(_DEFAULT, 3, 3, 1),
+    "masked 9, 2 of 3 shown": Masked(_DEFAULT, 3, 3, 2),
+    "masked 8, 3 of 4 shown": Masked(_DEFAULT, 2, 4, 3),
+    "masked 8, squares of 32": Masked(_DEFAULT, 4, side=32),
+    "masked 8, squares of 8": Masked(_DEFAULT, 4, side=8),
+    "masked 8, blurred": Masked(_DEFAULT, 4, blurred=True),
+    "masked 8, convolutions 0": Masked(CompositeMethod({"convolution": "zero"}), 4),
 }
 """Over the default composite, by name."""
+
+OF_VMAMBA: dict[str, Method] = {
+    "masked 8, downsampling 0": Masked(CompositeMethod({"layers.*.downsample.1": "zero"}), 4),
+}
+"""Over composites that only a VMamba has sites for."""
