@@ -56,12 +56,13 @@ def shard_of(text: str) -> tuple[int, int]:
 def spawn(jobs: int, out: Path) -> None:
     """This command again in so many processes, each with its share of runs, GPUs and cores."""
     cores = str(max(1, (os.cpu_count() or 1) // jobs))
-    gpus = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
     children = []
     for i in range(jobs):
         environment = {**os.environ, "OMP_NUM_THREADS": cores}
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(i % gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
         arguments = [*sys.argv, "--shard", f"{i}/{jobs}", "--out", str(out)]
         children.append(subprocess.Popen([sys.executable, *arguments], env=environment))
     failed = sum(child.wait() != 0 for child in children)
