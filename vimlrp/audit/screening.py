@@ -1,5 +1,6 @@
 """Which classes look as if some of their samples were recognised by something else?"""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -186,13 +187,24 @@ def _measurements(
         return features(evidence, task.channel, task.indices, spread), draws, task.seed
 
     # Each process starts afresh: a copy of one that holds threads may hang.
-    pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext()
+    pool = (
+        ProcessPoolExecutor(workers, get_context("spawn"), _with_one_thread)
+        if workers > 1
+        else nullcontext()
+    )
     with pool as executor:
         apply = executor.map if executor else map
         for start in range(0, len(tasks), _AHEAD * workers):
             batch = tasks[start : start + _AHEAD * workers]
             arguments = zip(*map(prepared, batch), strict=True)
             yield from zip(batch, apply(measure, *arguments), strict=True)
+
+
+def _with_one_thread() -> None:
+    """Keep a worker to one core: there are others on the rest."""
+    # Libraries that are loaded already are told, and those still to come read it at their start.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    optional("threadpoolctl", "scikit-learn", "audit").threadpool_limits(1)
 
 
 def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...]:
