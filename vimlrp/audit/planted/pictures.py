@@ -74,10 +74,10 @@ class DrawnPictures:
     classes: int = 20
     side: int = 64
     seed: int = 0
-    contrast: tuple[float, float] = (0.3, 0.7)
-    hue_spread: float = 24.0
-    clutter: int = 4
-    grain: float = 12.0
+    contrast: tuple[float, float] = (0.35, 0.75)
+    hue_spread: float = 20.0
+    clutter: int = 3
+    grain: float = 10.0
     two_poses: frozenset[int] = field(default=frozenset())
 
     def __post_init__(self) -> None:

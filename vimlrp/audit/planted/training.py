@@ -130,7 +130,7 @@ def train(
     """
     x = as_input(pictures, model)
     y = torch.from_numpy(labels).to(x.device)
-    optimiser = torch.optim.AdamW(_groups(model), lr=architecture.rate)
+    optimiser = torch.optim.AdamW(_groups(model), lr=architecture.rate, fused=x.is_cuda)
     steps = architecture.epochs * max(1, len(x) // architecture.batch)
     model.train()
     forward = replayed(model, x[: architecture.batch]) if x.is_cuda else model
