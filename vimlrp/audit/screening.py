@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimlrp.audit.embedding import Points, features, spreads
-from vimlrp.audit.measuring import FEWEST_DRAWS, Measurement, measure
+from vimlrp.audit.measuring import FEWEST_DRAWS, MAXIMUM, Measurement, measure
 from vimlrp.audit.nulls import either
 from vimlrp.audit.peers import NATURAL, peer_p_values
 from vimlrp.audit.records import Channel, ClassScore, Evidence, Screening
@@ -225,7 +225,7 @@ def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...
 def _of_channel(channel: Channel, found: Sequence[Measurement]) -> list[float]:
     """P-values of all classes in a channel."""
     excess = np.stack([one.excess for one in found])  # (m, 2)
-    peers = [peer_p_values(excess[:, i], NATURAL[channel][i]) for i in (0, 1)]
+    peers = [peer_p_values(excess[:, i], NATURAL[channel][i], maximum=MAXIMUM[i]) for i in (0, 1)]
     return [
         either(*(max(null, peers[i][place]) for i, null in enumerate(one.p_values)))
         for place, one in enumerate(found)
