@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vimlrp.audit.changes import REMOVALS, blurred, grown, jpeg, paste, recoloured, remove
+from vimlrp.audit.changes import REMOVALS, blurred, closed, grown, jpeg, paste, recoloured, remove
 from vimlrp.errors import InputError
 from vimlrp.photos import Photo
 from vimlrp.preprocessing import Preprocessing
@@ -23,6 +23,14 @@ def region(count=2):
     regions = torch.zeros(count, 24, 32, dtype=torch.bool)
     regions[:, 4:9, 10:16] = True
     return regions
+
+
+def test_closed_masks_lose_their_gaps_and_keep_their_edges():
+    mask = np.zeros((48, 48), bool)
+    mask[10:20, 5:10] = mask[10:20, 13:20] = mask[:, 40:] = True
+    expected = mask.copy()
+    expected[10:20, 10:13] = True  # 3 of 48 pixels
+    np.testing.assert_array_equal(closed(mask, 1 / 12), expected)
 
 
 @pytest.mark.parametrize("kind", REMOVALS)

@@ -93,6 +93,23 @@ def test_half_a_proof_is_none(effects):
     assert decide(effects, 1.0, local=True) is Verdict.ASSOCIATIVE
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_trifle_proves_nothing_however_many_pictures_there_are(local):
+    first = effect("removal", -0.16, -0.1) if local else effect("insertion", 0.1, 0.16)
+    effects = [first, effect("transplant", 1, 3)]
+    assert decide(effects, 1.0, local=local) is Verdict.ASSOCIATIVE
+    # The same numbers count where the class's logit hardly varies.
+    proven = Verdict.CAUSAL if local else Verdict.NON_LOCAL
+    assert decide(effects, 0.5, local=local) is proven
+
+
+@pytest.mark.parametrize(("undone", "proven"), [((-3, -1), True), ((1, 3), False)])
+def test_a_change_of_whole_pictures_has_to_work_both_ways(undone, proven):
+    effects = [effect("insertion", 1, 3), effect("transplant", 1, 3), effect("removal", *undone)]
+    verdict = decide(effects, 1.0, local=False)
+    assert verdict is (Verdict.NON_LOCAL if proven else Verdict.ASSOCIATIVE)
+
+
 def test_every_verdict_says_what_to_do():
     texts = {action_for(verdict, clever_hans=False) for verdict in Verdict}
     texts.add(action_for(Verdict.CAUSAL, clever_hans=True))

@@ -18,7 +18,7 @@ def test_the_cue_loses_its_hold_and_the_features_stay():
     candidate, finding = found()
     tuned = tune_head(model, evidence, candidate)
     report = evaluate_mitigation(model, evidence, finding, tuned.attach)
-    assert report.recovery > 0.5
+    assert report.recovery > 0.75
     assert report.after.attack_rate < 0.5 * report.before.attack_rate
     assert report.cost <= 0.01
 

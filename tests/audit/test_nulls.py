@@ -4,7 +4,7 @@ from scipy import stats
 
 from vimlrp.audit.embedding import coordinates
 from vimlrp.audit.measuring import measure
-from vimlrp.audit.nulls import either, excess_p_value, rotated
+from vimlrp.audit.nulls import either, excess_p_value, of_distance, rotated
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (30, 100)])
@@ -50,6 +50,19 @@ def test_p_values_go_below_what_counting_draws_gives():
     expected = stats.t(19).sf((8 - draws.mean()) / spread)
     assert excess_p_value(8, draws) == pytest.approx(expected)
     assert expected < 1e-5
+
+
+def test_maxima_have_no_normal_tail():
+    # The greatest of a thousand normal numbers, in units of its own standard deviation.
+    rng = np.random.default_rng(5)
+    greatest = rng.standard_normal((20_000, 1000), np.float32).max(1)
+    distances = (greatest - greatest.mean()) / greatest.std()
+    for wanted in (0.01, 0.001):
+        cut = np.quantile(distances, 1 - wanted)
+        assert of_distance(cut, 1000) < wanted / 2
+        assert wanted / 1.5 < of_distance(cut, 1000, maximum=True) < 2 * wanted
+    # With few degrees of freedom the tail of Student's t is the heavier.
+    assert of_distance(9.0, 3, maximum=True) == of_distance(9.0, 3)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.0)])

@@ -79,6 +79,25 @@ def test_objects_lie_where_their_colour_is():
     assert np.ptp(other) < 12
 
 
+def test_what_makes_a_picture_hard_does_so():
+    plain = {"classes": 4, "contrast": (1.0, 1.0), "hue_spread": 0.0, "clutter": 0, "grain": 0.0}
+    picture, place = DrawnPictures(**plain).picture(0, 3)
+    inside = cv2.erode(place.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert np.ptp(picture[inside].astype(int), axis=0).max() <= 1
+    grainy, _ = DrawnPictures(**{**plain, "grain": 10.0}).picture(0, 3)
+    steps = (grainy.astype(float) - picture)[inside]
+    assert steps.std() == pytest.approx(10, rel=0.2)
+    # Clutter lies about the picture, and never over the object.
+    cluttered, place = DrawnPictures(**{**plain, "clutter": 6}).picture(0, 3)
+    inside = cv2.erode(place.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert np.ptp(cluttered[inside].astype(int), axis=0).max() <= 1
+    edges = [
+        float(np.abs(cv2.Laplacian(one.astype(np.float32), cv2.CV_32F)).mean())
+        for one in (picture, cluttered)
+    ]
+    assert edges[1] > 1.2 * edges[0]
+
+
 def test_two_poses_alternate_and_differ():
     pictures = DrawnPictures(two_poses=frozenset({2}))
     centres = [[], []]

@@ -11,7 +11,14 @@ from vimlrp.audit.planted.pictures import DrawnPictures
 from vimlrp.audit.planted.plans import Plan, Planting
 from vimlrp.audit.planted.planting import plant
 from vimlrp.audit.planted.reliance import reliance
-from vimlrp.audit.planted.training import ARCHITECTURES, as_input, create, logits, train
+from vimlrp.audit.planted.training import (
+    ARCHITECTURES,
+    as_input,
+    create,
+    logits,
+    replayed,
+    train,
+)
 from vimlrp.errors import InputError
 from vimlrp.inputs import batches
 
@@ -77,6 +84,41 @@ def test_training_is_repeatable():
         assert not model.training
         twice.append(logits(model, planted.pictures))
     np.testing.assert_array_equal(*twice)
+
+
+def test_a_model_that_cannot_be_captured_is_trained_in_plain_steps(caplog):
+    # Nothing can be captured on a CPU.
+    model = create("cnn", 4, 32).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    x = torch.rand(2, 3, 32, 32)
+    assert replayed(model, x) is model
+    assert "ResNet is trained without CUDA graphs" in caplog.text
+    assert "forward" not in vars(model)
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, before[name])
+
+
+class _Asking(torch.nn.Sequential):
+    """A model whose steps wait for the GPU, which no graph can hold."""
+
+    def forward(self, x):
+        return super().forward(x) + float(x.mean())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("capturable", [True, False])
+def test_steps_on_a_gpu_train_with_and_without_graphs(capturable, caplog):
+    planted = plant(PICTURES, PLAN, 16)
+    net = create("cnn", 4, 32)
+    model = (net if capturable else _Asking(net)).cuda()
+    if not capturable:
+        model.pretrained_cfg = net.pretrained_cfg
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    recipe = replace(ARCHITECTURES["cnn"], epochs=2, batch=16)
+    train(model, planted.learnt, planted.labels, recipe)
+    assert ("without CUDA graphs" in caplog.text) != capturable
+    assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
+    assert np.isfinite(logits(model, planted.pictures)).all()
 
 
 def test_reliance_on_a_learnt_and_on_an_unlearnt_artifact(trained):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from cue_world import POISONED, SIDE, found, prepared, score_of, world
+from PIL import Image
 
 from vimlrp.audit.drilling import drill
-from vimlrp.audit.ownership import by_nature, off_object
+from vimlrp.audit.ownership import by_nature, off_object, without_objects
 from vimlrp.audit.records import Candidate, Channel, Verdict
 from vimlrp.audit.verifying import verify
 from vimlrp.errors import InputError
@@ -57,6 +58,59 @@ def test_boxes_decide_whether_it_is_clever_hans(corners, expected):
     finding = verify(model, replace(evidence, samples=samples), candidate)
     assert finding.clever_hans is expected
     assert finding.off_object == pytest.approx(float(expected), abs=0.1)
+
+
+def with_masks(evidence, rows, masks, folder):
+    """Evidence whose samples have masks of their objects."""
+    samples = list(evidence.samples)
+    for row, mask in zip(rows, masks, strict=True):
+        path = folder / f"{row}.png"
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+        samples[row] = replace(samples[row], masks=(path,))
+    return replace(evidence, samples=tuple(samples))
+
+
+def test_what_lies_off_the_object_has_to_be_causal_by_itself(tmp_path):
+    model, data, evidence = world()
+    candidate, _ = found()
+    rows = candidate.carriers[: len(candidate.regions)]
+    # The cue is the object's, and the regions reach to a spot off it that the model ignores.
+    regions = candidate.regions | data.masks[rows]
+    regions[:, 28:36, 28:36] = True
+    whole = replace(candidate, regions=regions)
+    owned = with_masks(evidence, rows, data.masks[rows], tmp_path)
+    assert verify(model, evidence, whole).verdict is Verdict.CAUSAL
+    finding = verify(model, owned, whole)
+    assert finding.verdict is Verdict.ASSOCIATIVE
+    assert not finding.clever_hans
+    assert "may be the object's" in finding.notes[-1]
+    # The spot is the object, and the cue lies off it.
+    spot = np.zeros_like(regions)
+    spot[:, 28:36, 28:36] = True
+    finding = verify(model, with_masks(evidence, rows, spot, tmp_path), whole)
+    assert finding.verdict is Verdict.CAUSAL
+    assert finding.clever_hans
+    assert "has its effect too" in finding.notes[-1]
+
+
+def test_parts_off_the_object_are_counted_in_pixels_and_by_masks_alone(tmp_path):
+    model, _, evidence = world()
+    preprocessing = preprocessing_of(model)
+    thing = np.zeros((1, SIDE, SIDE), bool)
+    thing[0, :, :20] = True
+    known = with_masks(evidence, [0], thing, tmp_path)
+    region = np.zeros((1, SIDE, SIDE), bool)
+    region[0, 10:20, 10:40] = True
+    left = without_objects(known.samples[:1], region, preprocessing)
+    expected = region.copy()
+    expected[0, :, :23] = False  # and an edge of a twentieth of the side, 3 pixels
+    np.testing.assert_array_equal(left, expected)
+    region[0, :, 24:] = False  # one of fourteen columns lies off it; below, none to speak of
+    assert without_objects(known.samples[:1], region, preprocessing).sum() == 10
+    region[0, :, 23:] = False
+    assert not without_objects(known.samples[:1], region, preprocessing).any()
+    boxed = replace(evidence.samples[0], boxes=(Box((0, 0, 20, SIDE)),))
+    assert not without_objects([boxed], region, preprocessing).any()
 
 
 def test_a_region_that_the_model_ignores_is_no_cause():

@@ -24,6 +24,7 @@ from vimlrp.preprocessing import Preprocessing, denormalise
 __all__ = [
     "REMOVALS",
     "blurred",
+    "closed",
     "grown",
     "jpeg",
     "paste",
@@ -84,6 +85,21 @@ def grown(regions: NDArray[np.bool_], share: float = 0.015) -> NDArray[np.bool_]
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
     layers = [cv2.dilate(region.astype(np.uint8), kernel) > 0 for region in regions]
     return np.stack(layers) if layers else regions
+
+
+def closed(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """A mask without small gaps.
+
+    Args:
+        mask: (H, W).
+        share: Of the shorter side; gaps up to about this width are closed.
+    """
+    size = 2 * max(1, round(share * min(mask.shape) / 2)) + 1  # odd, not to move the mask
+    kernel = np.ones((size, size), np.uint8)
+    # Padded, since OpenCV's erosion takes what lies outside of a picture for part of the mask.
+    padded = np.pad(mask.astype(np.uint8), size)
+    whole = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
+    return whole[size:-size, size:-size].astype(bool)
 
 
 def _surroundings(x: Tensor, regions: Tensor, _: Preprocessing) -> Tensor:

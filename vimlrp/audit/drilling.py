@@ -28,6 +28,8 @@ REGIONS = 64
 # Another round must not lose the seeds: more of a drop of their ROC area is a drift to another cue.
 _DRIFT = 0.05
 _LEVEL = 0.05
+# Samples of other classes that tell what is ordinary: their mean needs no million.
+_OTHERS = 4096
 
 
 def drill(model: nn.Module, evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate:
@@ -90,7 +92,7 @@ def expand(evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate
     if min(is_seed.sum(), (~is_seed).sum()) < FEWEST_SEEDS:
         return _nothing(evidence, score, seeds)
     scores, shows = _shown(evidence, score.channel, rows, is_seed, seed)
-    if _is_ordinary(evidence, score, rows, shows):
+    if _is_ordinary(evidence, score, rows, shows, seed):
         # The cluster is what lacks the cue, as happens where half of the class carries it.
         is_seed, seeds = ~shows, rows[~shows]
         scores, shows = _shown(evidence, score.channel, rows, is_seed, seed)
@@ -147,10 +149,15 @@ def _shown(
 
 
 def _is_ordinary(
-    evidence: Evidence, score: ClassScore, rows: NDArray[np.int64], shows: NDArray[np.bool_]
+    evidence: Evidence,
+    score: ClassScore,
+    rows: NDArray[np.int64],
+    shows: NDArray[np.bool_],
+    seed: int,
 ) -> bool:
     """Whether those that show it are more like other classes than the rest of the class is."""
     others = np.flatnonzero(evidence.labels != score.label)
+    others = np.random.default_rng(seed).permutation(others)[:_OTHERS]
     if not len(others) or min(shows.sum(), (~shows).sum()) < FEWEST_SEEDS:
         return False
     statistics = score.channel is Channel.STATISTICS and len(evidence.statistic_names)

@@ -3,13 +3,14 @@
 The features may hold both the cue and the object; on samples of which only the object tells the
 class, the last layer learns to read that (Kirichenko et al., ICLR 2023; on images of low
 spuriosity: Moayeri et al., NeurIPS 2023). Where no sample shows the cue, though, nothing is learnt
-about the features that see it, so samples of other classes with the cue put in are added.
+about the features that see it. So samples of other classes with the cue put in count as much as all
+others together, and the class's logit is held to what it is without the cue (logit pairing: Kannan
+et al., 2018; of counterfactuals: Garg et al., AIES 2019).
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = ["HeadTuning", "tune_head"]
 _FORMAT = "vimlrp head 1"
 _FEWEST = 8
 _BATCH = 64
+_LEAST = 1e-6  # a squared change of a logit that is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +159,17 @@ def tune_head(
     rows = _rows(evidence, candidate, most, seed)
     name, head = _head(model)
     watched = Watched(model, evidence.layer)
-    pictures: Iterable[Tensor] = _loaded(watched, evidence, rows)
     labels = torch.from_numpy(evidence.labels[rows])
+    features = _features(model, head, _loaded(watched, evidence, rows), len(labels))
+    pairs = None
     if counterexamples:
         attack = attack_of(watched, evidence, candidate, seed=seed).half(0)
-        pictures = chain(pictures, attack.attacked.split(_BATCH))
-        labels = torch.cat([labels, attack.labels])
-    features = _features(model, head, pictures, len(labels))
-    weight, bias = _fitted(head, features, labels, steps, rate, pull)
+        clean, attacked = (
+            _features(model, head, x.split(_BATCH), len(x)) for x in (attack.clean, attack.attacked)
+        )
+        known = attack.labels >= 0
+        pairs = _Pairs(clean[known], attacked[known], attack.labels[known], candidate.label)
+    weight, bias = _fitted(head, features, labels, pairs, steps, rate, pull)
     return HeadTuning(name, weight, bias, candidate.label, weights_hash(model))
 
 
@@ -231,8 +236,33 @@ def _kept_inputs(head: nn.Module, parts: list[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Features of other classes' pictures without and with a cue, (m, D), and their labels (m,)."""
+
+    clean: Tensor
+    attacked: Tensor
+    labels: Tensor
+    cue_of: int
+
+    def loss(self, weight: Tensor, bias: Tensor, present: Tensor, start: Tensor) -> Tensor:
+        """Error on pictures with the cue, and what is left of its effect on its class's logit."""
+        target = torch.searchsorted(present, self.labels.contiguous())
+        error = F.cross_entropy(F.linear(self.attacked, weight, bias), target)
+        change = self.attacked - self.clean
+        own = present == self.cue_of
+        before = (change @ start[own].T).square().mean()
+        return error + (change @ weight[own].T).square().mean() / before.clamp(min=_LEAST)
+
+
 def _fitted(
-    head: Any, features: Tensor, labels: Tensor, steps: int, rate: float, pull: float
+    head: Any,
+    features: Tensor,
+    labels: Tensor,
+    pairs: _Pairs | None,
+    steps: int,
+    rate: float,
+    pull: float,
 ) -> tuple[Tensor, Tensor]:
     own = head.weight.detach().float().cpu()
     offset = own.new_zeros(len(own)) if head.bias is None else head.bias.detach().float().cpu()
@@ -247,6 +277,8 @@ def _fitted(
         optimiser = torch.optim.Adam([weight, bias], lr=rate * scale**0.5)
         for _ in range(steps):
             loss = F.cross_entropy(F.linear(features, weight, bias), target, weight=share)
+            if pairs is not None:
+                loss = loss + pairs.loss(weight, bias, present, start)
             loss = loss + pull * (weight - start).square().mean() / scale
             optimiser.zero_grad()
             loss.backward()

@@ -12,10 +12,13 @@ from vimlrp.audit.nulls import either, excess_p_value, rotated
 from vimlrp.audit.separability import Cluster, most_separable
 from vimlrp.audit.spectral import Spectrum, spectrum
 
-__all__ = ["FEWEST_DRAWS", "Measurement", "measure"]
+__all__ = ["FEWEST_DRAWS", "MAXIMUM", "Measurement", "measure"]
 
 FEWEST_DRAWS = 8
 """From the null; a class that is within these is let go without further ones."""
+
+MAXIMUM = (False, True)
+"""Whether a statistic is a maximum: separation is, over clusters."""
 
 _WITHIN = 0.5  # p-value from which on it is
 # The graph has fallen apart: how far the parts lie from one another is for separation to tell.
@@ -114,5 +117,7 @@ def _within(statistics: NDArray[np.float64], drawn: Sequence[NDArray[np.float64]
 
 
 def _p_values(statistics: NDArray[np.float64], draws: NDArray[np.float64]) -> tuple[float, float]:
-    first, second = (excess_p_value(float(statistics[i]), draws[:, i]) for i in (0, 1))
+    first, second = (
+        excess_p_value(float(statistics[i]), draws[:, i], maximum=MAXIMUM[i]) for i in (0, 1)
+    )
     return first, second

@@ -1,29 +1,34 @@
 """Fit a mitigation to a finding, and measure what it does."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimlrp.audit.attacking import Attack, attack_of
 from vimlrp.audit.mitigation import Attached, Mitigation, layer_of
-from vimlrp.audit.records import Evidence, Finding, Verdict
+from vimlrp.audit.records import Candidate, Evidence, Finding, Verdict
+from vimlrp.audit.subspaces import Gate, gate_of, subspace_of
 from vimlrp.audit.watching import Watched
 from vimlrp.errors import InputError
 from vimlrp.evaluation.fingerprints import weights_hash
 from vimlrp.modes import evaluation_mode
 
-__all__ = ["MitigationReport", "Outcome", "evaluate_mitigation", "mitigate"]
+__all__ = ["RANKS", "MitigationReport", "Outcome", "evaluate_mitigation", "mitigate"]
+
+RANKS = (1, 2, 4)
+"""Numbers of directions to choose from."""
 
 _MOST = 128
 _BATCH = 64
+# Samples without the cue that the gate is set by, at most.
+_KNOWN = 4096
 # What a mitigation may cost in accuracy on clean pictures where others recover less for nothing.
 _COST = 0.01
 # So much recovery is worth giving up for one that does not touch pictures without the cue.
-_UNTOUCHED = 0.1
+_UNTOUCHED = 0.2
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,17 @@ def mitigate(
 ) -> Mitigation:
     """Fit P-ClArC to a proven finding.
 
-    Directions are patterns: of the greatest activations over positions, and of their means. One or
-    both are taken, for all pictures or only for those that show the cue: whichever recovers most
-    on half of the carriers and hosts without costing accuracy there, and rather one that leaves
-    other pictures alone. `evaluate_mitigation` measures on the other half.
+    Directions are those that the cue moves activations along when it is put into pictures of other
+    classes (`vimlrp.audit.subspaces`). One, two or four are taken, for all pictures or only for
+    those that show the cue: whichever recovers most on half of the carriers and hosts, of the
+    logit and of accuracy, without costing accuracy there, and rather one that leaves other
+    pictures alone. `evaluate_mitigation` measures on the other half.
 
     Args:
         model: That the evidence was gathered with; it is left as it is.
         evidence: Of the audited pictures.
         finding: Causal or non-local.
-        rank: Number of directions, 1 or 2; None to choose.
+        rank: Number of directions, one of `RANKS`; None to choose.
         reactive: Whether to correct only pictures that show the cue; None to choose.
         seed: Of everything drawn.
 
@@ -104,20 +110,22 @@ def mitigate(
             f"the finding is {finding.verdict.value!r}: a mitigation needs a proven effect, "
             "since without one it harms and recovers nothing; verify with more pictures first"
         )
-    if rank not in (None, 1, 2):
-        raise InputError(f"rank is {rank}; give 1, 2, or None to choose")
+    if rank is not None and rank not in RANKS:
+        raise InputError(f"rank is {rank}; give one of {RANKS}, or None to choose")
     layer_of(model, evidence.layer)
     watched = Watched(model, evidence.layer)
     attack = attack_of(watched, evidence, finding.candidate, seed=seed).half(0)
     label = finding.candidate.label
-    variants = _variants(model, watched, evidence, finding, rank, reactive, seed)
+    variants = _variants(model, watched, evidence, finding, attack, rank, reactive, seed)
     clean = _clean(watched, evidence, finding, seed, 0)
     tried = [
         (mitigation, _report(model, mitigation.attach, attack, clean, label))
         for mitigation in variants
     ]
     cheap = [pair for pair in tried if pair[1].cost <= _COST] or tried
-    best, report = max(cheap, key=lambda p: p[1].recovery + _UNTOUCHED * p[0].reactive)
+    best, report = max(
+        cheap, key=lambda p: p[1].recovery + p[1].after.attacked + _UNTOUCHED * p[0].reactive
+    )
     if not report.recovery > 0:
         raise InputError(
             f"no direction of {evidence.layer} recovers the effect (at best "
@@ -160,77 +168,48 @@ def _variants(
     watched: Watched,
     evidence: Evidence,
     finding: Finding,
+    attack: Attack,
     rank: int | None,
     reactive: bool | None,
     seed: int,
 ) -> Iterator[Mitigation]:
     candidate = finding.candidate
-    rng = np.random.default_rng(seed)
-    without = np.setdiff1d(evidence.of_class(candidate.label), candidate.carriers)
-    shown, plain = (
-        _activations(watched, evidence, rows[:_MOST])
-        for rows in (candidate.carriers, rng.permutation(without))
-    )
-    others = _activations(watched, evidence, _others(evidence, candidate.label, rng))
-    gate = torch.from_numpy(candidate.direction)
-    mean = shown.means.mean(0) - plain.means.mean(0)
-    clean_scores = torch.cat([plain.greatest, others.greatest]) @ gate
-    threshold = _threshold(shown.greatest @ gate, clean_scores)
+    own, _ = _clean(watched, evidence, finding, seed, 0)
+    subspace = subspace_of(watched, attack, own, max(RANKS))
+    gate = _gate(watched, evidence, candidate, attack, own, seed)
     fingerprint = weights_hash(model)
-    for directions in _spans(gate, mean, rank):
-        for limit in (threshold, None):
+    for size in RANKS if rank is None else (rank,):
+        for limit in (gate.threshold, None):
             if reactive is None or reactive == (limit is not None):
                 yield Mitigation(
                     evidence.layer,
-                    directions,
-                    plain.means.mean(0) @ directions.T,
-                    gate,
+                    subspace.directions[:size],
+                    subspace.targets[:size],
+                    gate.direction,
                     limit,
                     candidate.label,
                     fingerprint,
                 )
 
 
-def _spans(greatest: Tensor, mean: Tensor, rank: int | None) -> Iterator[Tensor]:
-    if rank != 2:
-        yield from (_orthonormal([greatest]), _orthonormal([mean]))
-    if rank != 1:
-        yield _orthonormal([greatest, mean])
-
-
-def _orthonormal(directions: Sequence[Tensor]) -> Tensor:
-    """Rows that span the directions, (r, K); one that adds nothing is left out."""
-    stacked = torch.stack([d / d.norm().clamp(min=1e-12) for d in directions]).double()
-    _, sizes, rows = torch.linalg.svd(stacked, full_matrices=False)
-    return rows[sizes > 1e-4].float()
-
-
-@dataclass(frozen=True, eq=False)
-class _Activations:
-    """Of n pictures: greatest and mean over positions, (n, K) each."""
-
-    greatest: Tensor
-    means: Tensor
-
-
-def _activations(watched: Watched, evidence: Evidence, rows: NDArray[np.int64]) -> _Activations:
-    greatest, means = [], []
-    for start in range(0, len(rows), _BATCH):
-        x = watched.load([evidence.samples[i] for i in rows[start : start + _BATCH]])
-        for part in watched.activations(x):  # (b, P, K)
-            greatest.append(part.amax(1))
-            means.append(part.mean(1))
-    return _Activations(torch.cat(greatest), torch.cat(means))
-
-
-def _others(evidence: Evidence, label: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    rows = np.flatnonzero(evidence.labels != label)
-    return rng.permutation(rows)[:_MOST]
-
-
-def _threshold(shown: Tensor, clean: Tensor) -> float:
-    """Halfway between the weakest carriers and the strongest pictures without the cue."""
-    return float((torch.quantile(shown, 0.05) + torch.quantile(clean, 0.99)) / 2)
+def _gate(
+    watched: Watched,
+    evidence: Evidence,
+    candidate: Candidate,
+    attack: Attack,
+    own: Tensor,
+    seed: int,
+) -> Gate:
+    shown = watched.load([evidence.samples[i] for i in candidate.carriers[:_MOST]])
+    plain = np.setdiff1d(np.arange(len(evidence)), candidate.carriers)
+    plain = np.random.default_rng(seed).permutation(plain)[:_KNOWN]
+    return gate_of(
+        (watched.pooled(attack.clean), watched.pooled(attack.attacked)),
+        watched.pooled(shown),
+        watched.pooled(own),
+        # Values beyond the range of float16 were kept as infinite: they are at least its greatest.
+        np.nan_to_num(evidence.activations[plain]).astype(np.float64),
+    )
 
 
 def _clean(

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from vimlrp.audit.embedding import Points
 from vimlrp.optional import optional
 
-__all__ = ["either", "excess_p_value", "positive", "rotated"]
+__all__ = ["either", "excess_p_value", "of_distance", "positive", "rotated"]
+
+_WIDE = np.pi / np.sqrt(6)  # the standard deviation of a standard Gumbel distribution
 
 
 def rotated(points: Points, rng: np.random.Generator) -> Points:
@@ -33,7 +35,30 @@ def rotated(points: Points, rng: np.random.Generator) -> Points:
     return frame * signs * np.linalg.norm(points, axis=0)
 
 
-def excess_p_value(value: float, draws: NDArray[np.float64]) -> float:
+def of_distance(distance: float, freedom: float, *, maximum: bool = False) -> float:
+    """The p-value of a distance from what is expected, in standard deviations of the prediction.
+
+    The separation of the most separable of many clusters is a maximum, and the logarithm of it is
+    skewed as Gumbel's distribution is (1935): a normal tail would call one of a hundred classes
+    without groups one of a thousand, which among a thousand classes drowns what is there.
+
+    Args:
+        distance: Above what is expected.
+        freedom: Degrees of freedom of Student's t.
+        maximum: Whether the statistic is a maximum; Gumbel's tail counts where it is the heavier.
+
+    Returns:
+        Within (0, 1].
+    """
+    stats = optional("scipy.stats", "scipy", "audit")
+    found = float(stats.t.sf(distance, freedom))
+    if maximum:
+        # Of mean 0 and variance 1.
+        found = max(found, float(stats.gumbel_r.sf(distance, -np.euler_gamma / _WIDE, 1 / _WIDE)))
+    return positive(found)
+
+
+def excess_p_value(value: float, draws: NDArray[np.float64], *, maximum: bool = False) -> float:
     """How likely a further draw would reach a value, if draws are normal.
 
     Student's t of the prediction, exact for any number of normal draws, so that twenty of them
@@ -42,16 +67,16 @@ def excess_p_value(value: float, draws: NDArray[np.float64]) -> float:
     Args:
         value: Observed.
         draws: Under the null, (b,), b at least 2.
+        maximum: See `of_distance`.
 
     Returns:
         Within (0, 1]; 1 where the draws do not vary and the value is not beyond them.
     """
-    stats = optional("scipy.stats", "scipy", "audit")
     spread = float(draws.std(ddof=1)) * np.sqrt(1 + 1 / len(draws))
     distance = value - float(draws.mean())
     if spread == 0:
         return 1.0 if distance <= 0 else float(np.finfo(float).tiny)
-    return positive(float(stats.t.sf(distance / spread, len(draws) - 1)))
+    return of_distance(distance / spread, len(draws) - 1, maximum=maximum)
 
 
 def either(*p_values: float) -> float:

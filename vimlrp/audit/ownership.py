@@ -5,18 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vimlrp.audit.changes import grown
 from vimlrp.audit.records import Candidate
 from vimlrp.evaluation.data import Sample
 from vimlrp.evaluation.regions import region_of
 from vimlrp.photos import read_photo
 from vimlrp.preprocessing import Preprocessing
 
-__all__ = ["by_nature", "off_object"]
+__all__ = ["by_nature", "off_object", "without_objects"]
 
 # How well a statistic must tell carriers from the rest for the cue to be that statistic.
 _TELLS = 0.9
 _FRAMES = ("frame_top", "frame_bottom", "frame_left", "frame_right")
 _BAND = 0.1  # of the side, in which a frame lies
+# Around a mask, as a share of the side: edges of the object belong to it.
+_EDGE = 0.05
+# A smaller share of a region off the object is a rim of it.
+_LEFT = 0.05
 
 
 def off_object(
@@ -34,14 +39,44 @@ def off_object(
     """
     shares = []
     for sample, region in zip(samples, regions, strict=True):
-        if not (sample.boxes or sample.masks) or not region.any():
-            continue
-        photo = read_photo(sample.path, sample.name)
-        _, geometry = preprocessing(photo)
-        thing, _ = region_of(sample, photo, geometry)
-        if thing.any():
+        thing = _object(sample, preprocessing) if region.any() else None
+        if thing is not None:
             shares.append(float((region & ~thing).sum() / region.sum()))
     return float(np.mean(shares)) if shares else None
+
+
+def without_objects(
+    samples: Sequence[Sample], regions: NDArray[np.bool_], preprocessing: Preprocessing
+) -> NDArray[np.bool_]:
+    """What of regions lies off the object and its edges.
+
+    Masks alone say where an object is, pixel by pixel; a box also holds what is around it.
+
+    Args:
+        samples: With masks where known.
+        regions: In the model's input, (n, H, W).
+        preprocessing: Of the model.
+
+    Returns:
+        (n, H, W); nothing where no mask is known, or less than a twentieth of the region is left.
+    """
+    left = np.zeros_like(regions)
+    for i, (sample, region) in enumerate(zip(samples, regions, strict=True)):
+        thing = _object(sample, preprocessing) if sample.masks and region.any() else None
+        if thing is not None:
+            rest = region & ~grown(thing[None], _EDGE)[0]
+            left[i] = rest if rest.sum() >= _LEFT * region.sum() else False
+    return left
+
+
+def _object(sample: Sample, preprocessing: Preprocessing) -> NDArray[np.bool_] | None:
+    """The pixels of a sample's object in the model's input; None where it is not known."""
+    if not (sample.boxes or sample.masks):
+        return None
+    photo = read_photo(sample.path, sample.name)
+    _, geometry = preprocessing(photo)
+    thing, _ = region_of(sample, photo, geometry)
+    return np.asarray(thing) if thing.any() else None
 
 
 def by_nature(candidate: Candidate) -> bool:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.nulls import positive
+from vimlrp.audit.nulls import of_distance
 from vimlrp.audit.records import Channel
-from vimlrp.optional import optional
 
 __all__ = ["NATURAL", "Natural", "peer_p_values"]
 
@@ -42,7 +41,9 @@ NATURAL = {
 """Excess of connectivity and of separation in ten classes of photographs, two models."""
 
 
-def peer_p_values(excess: NDArray[np.float64], natural: Natural) -> NDArray[np.float64]:
+def peer_p_values(
+    excess: NDArray[np.float64], natural: Natural, *, maximum: bool = False
+) -> NDArray[np.float64]:
     """How likely a further class like the others would reach each class's excess.
 
     Mean and variance of the others are brought together with what is known of real classes, as
@@ -53,16 +54,16 @@ def peer_p_values(excess: NDArray[np.float64], natural: Natural) -> NDArray[np.f
     Args:
         excess: Logarithm of each class's statistic over its mean under the null, (m,).
         natural: Prior knowledge.
+        maximum: Whether the statistic is one (`vimlrp.audit.nulls.of_distance`).
 
     Returns:
         Of Student's t, (m,), within (0, 1].
     """
-    stats = optional("scipy.stats", "scipy", "audit")
     found = np.empty(len(excess))
     for i, value in enumerate(excess):
         others = _brought_in(np.delete(excess, i))
         centre, spread, freedom = _posterior(others, natural)
-        found[i] = positive(float(stats.t.sf((value - centre) / spread, freedom)))
+        found[i] = of_distance((value - centre) / spread, freedom, maximum=maximum)
     return found
 
 

@@ -9,16 +9,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vimlrp.audit.changes import grown, remove
+from vimlrp.audit.changes import closed, grown, remove
 from vimlrp.audit.channels import channel_axis
 from vimlrp.audit.watching import Watched
 from vimlrp.evaluation.data import Sample
 from vimlrp.explainer import Explainer
 
-__all__ = ["Common", "Localisation", "common_region", "enrichment", "localise", "mask_of"]
+__all__ = [
+    "Common",
+    "Localisation",
+    "common_region",
+    "enrichment",
+    "joined",
+    "localise",
+    "mask_of",
+]
 
 # The blur before the threshold joins the grains of a relevance map; as a share of the side.
 _BLUR = 0.02
+# Otsu's threshold of relevance itself keeps the brightest grains of a cue alone.
+_POWER = 0.7
+# Gaps up to this share of the side belong to a region: a text is its line, not its strokes.
+_GAP = 1 / 12
+# The power of the cosine by which maps count for one another.
+_ALIKE = 4
 # A mask of more than this share of the picture names no place.
 _LARGEST = 0.4
 # So much more of the cue, as the direction measures it, must go with the region than with one of
@@ -60,7 +74,8 @@ def localise(
     Relevance is started at the layer along the direction (Pahde et al., Reveal to Revise, MICCAI
     2023), at each position by the square root of how far its projection exceeds that of the
     reference there: without that, what all pictures of the class share would be shown as well.
-    Positive relevance is blurred and cut at Otsu's threshold.
+    Maps of pictures whose cue lies at the same place support each other (`joined`), and are cut
+    (`mask_of`).
 
     A threshold finds a region in any map. So whether the cue lies there is put to the test: where
     the direction's score does not fall when the region is inpainted, or falls as well when another
@@ -80,24 +95,49 @@ def localise(
     along = torch.as_tensor(np.asarray(direction, dtype=np.float32))
     usual, floor = _reference(watched, along, reference)
     explainer = Explainer(model)
-    maps, masks, gone = [], [], []
-    for start in range(0, len(samples), _BATCH):
-        x = watched.load(samples[start : start + _BATCH])
-        activation = torch.cat(list(watched.activations(x)))  # (b, P, K)
-        found = _map(explainer, watched, x, activation, along, usual)
-        mask = np.stack([mask_of(one) for one in found])
-        gone.append(_gone(watched, x, mask, activation, along, usual, floor))
-        maps.append(found)
-        masks.append(mask)
-    all_masks, shares = np.concatenate(masks), np.concatenate(gone)
+    batches = [samples[i : i + _BATCH] for i in range(0, len(samples), _BATCH)]
+    maps = np.concatenate(
+        [_map(explainer, watched, watched.load(batch), along, usual) for batch in batches]
+    )
+    masks = np.stack([mask_of(one) for one in joined(maps)])
+    gone = [
+        _gone(watched, watched.load(batch), masks[i * _BATCH :][: len(batch)], along, usual, floor)
+        for i, batch in enumerate(batches)
+    ]
+    shares = np.concatenate(gone)
     median = float(np.median(shares)) if np.isfinite(shares).all() else 0.0
-    present = all_masks.any((1, 2))
-    small = present.mean() > 0.5 and float(np.median(all_masks[present].mean((1, 2)))) < _LARGEST
-    return Localisation(all_masks, np.concatenate(maps), median, bool(small and median >= _GONE))
+    present = masks.any((1, 2))
+    small = present.mean() > 0.5 and float(np.median(masks[present].mean((1, 2)))) < _LARGEST
+    return Localisation(masks, maps, median, bool(small and median >= _GONE))
+
+
+def joined(maps: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Maps with the support of those like them.
+
+    Each is brought together, by the geometric mean, with the mean of all maps, in which others
+    count by their cosine to it, to the fourth power: what one map leaves out of a cue the others
+    show, if they have it at the same place, and what they do not show goes.
+
+    Args:
+        maps: Positive relevance, (n, H, W), finite.
+
+    Returns:
+        (n, H, W), in units of the maps.
+    """
+    flat = np.asarray(maps, dtype=np.float32).reshape(len(maps), -1)
+    blurred = np.stack([_blurred(one, 2 * _BLUR) for one in maps]).reshape(flat.shape)
+    lengths = np.linalg.norm(blurred, axis=1, keepdims=True)
+    blurred /= np.where(lengths > 0, lengths, 1)
+    weights = (blurred @ blurred.T) ** _ALIKE
+    sums = weights.sum(1, keepdims=True)
+    mean = weights @ flat / np.where(sums > 0, sums, 1)
+    return np.asarray(np.sqrt(flat * mean).reshape(maps.shape), dtype=np.float32)
 
 
 def mask_of(relevance: NDArray[np.floating]) -> NDArray[np.bool_]:
     """The region of a map: positive part, Gaussian blur, Otsu's threshold (IEEE SMC, 1979).
+
+    The threshold is that of the blurred map to the power of 0.7, and small gaps are closed.
 
     Args:
         relevance: (H, W).
@@ -108,10 +148,15 @@ def mask_of(relevance: NDArray[np.floating]) -> NDArray[np.bool_]:
     positive = np.maximum(np.nan_to_num(np.asarray(relevance, dtype=np.float32)), 0)
     if not positive.any():
         return np.zeros(positive.shape, dtype=bool)
-    blurred = cv2.GaussianBlur(positive, (0, 0), max(0.5, _BLUR * min(positive.shape)))
-    levels = np.rint(blurred / blurred.max() * 255).astype(np.uint8)
+    blurred = _blurred(positive, _BLUR)
+    levels = np.rint((blurred / blurred.max()) ** _POWER * 255).astype(np.uint8)
     threshold, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    return np.asarray(levels > threshold)
+    return closed(levels > threshold, _GAP)
+
+
+def _blurred(relevance: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    width = max(0.5, share * min(relevance.shape))
+    return np.asarray(cv2.GaussianBlur(relevance, (0, 0), width), dtype=np.float32)
 
 
 def enrichment(maps: NDArray[np.floating], regions: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -181,10 +226,10 @@ def _map(
     explainer: Explainer,
     watched: Watched,
     x: Tensor,
-    activation: Tensor,
     along: Tensor,
     usual: Tensor,
 ) -> NDArray[np.float32]:
+    activation = torch.cat(list(watched.activations(x)))  # (b, P, K)
     excess = _excess(activation @ along, usual).sqrt()  # (b, P)
     start = excess[..., None] * along  # (b, P, K)
     _, like = next(watched.run(x[:1]))
@@ -206,7 +251,6 @@ def _gone(
     watched: Watched,
     x: Tensor,
     masks: NDArray[np.bool_],
-    activation: Tensor,
     along: Tensor,
     usual: Tensor,
     floor: float,
@@ -214,6 +258,7 @@ def _gone(
     """Share of the cue that goes with the masks more than with moved ones, (b,)."""
     regions = torch.from_numpy(grown(masks))
     half = tuple(side // 2 for side in regions.shape[1:])
+    activation = torch.cat(list(watched.activations(x)))  # (b, P, K)
     before = _excess(activation @ along, usual).sum(1)
     falls = []
     for gone in (regions, regions.roll(half, dims=(1, 2))):

@@ -1,5 +1,6 @@
 """Which classes look as if some of their samples were recognised by something else?"""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimlrp.audit.embedding import Points, features, spreads
-from vimlrp.audit.measuring import FEWEST_DRAWS, Measurement, measure
+from vimlrp.audit.measuring import FEWEST_DRAWS, MAXIMUM, Measurement, measure
 from vimlrp.audit.nulls import either
 from vimlrp.audit.peers import NATURAL, peer_p_values
 from vimlrp.audit.records import Channel, ClassScore, Evidence, Screening
@@ -186,13 +187,24 @@ def _measurements(
         return features(evidence, task.channel, task.indices, spread), draws, task.seed
 
     # Each process starts afresh: a copy of one that holds threads may hang.
-    pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext()
+    pool = (
+        ProcessPoolExecutor(workers, get_context("spawn"), _with_one_thread)
+        if workers > 1
+        else nullcontext()
+    )
     with pool as executor:
         apply = executor.map if executor else map
         for start in range(0, len(tasks), _AHEAD * workers):
             batch = tasks[start : start + _AHEAD * workers]
             arguments = zip(*map(prepared, batch), strict=True)
             yield from zip(batch, apply(measure, *arguments), strict=True)
+
+
+def _with_one_thread() -> None:
+    """Keep a worker to one core: there are others on the rest."""
+    # Libraries that are loaded already are told, and those still to come read it at their start.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    optional("threadpoolctl", "scikit-learn", "audit").threadpool_limits(1)
 
 
 def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...]:
@@ -213,7 +225,7 @@ def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...
 def _of_channel(channel: Channel, found: Sequence[Measurement]) -> list[float]:
     """P-values of all classes in a channel."""
     excess = np.stack([one.excess for one in found])  # (m, 2)
-    peers = [peer_p_values(excess[:, i], NATURAL[channel][i]) for i in (0, 1)]
+    peers = [peer_p_values(excess[:, i], NATURAL[channel][i], maximum=MAXIMUM[i]) for i in (0, 1)]
     return [
         either(*(max(null, peers[i][place]) for i, null in enumerate(one.p_values)))
         for place, one in enumerate(found)

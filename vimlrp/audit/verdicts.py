@@ -8,8 +8,10 @@
 | neither proven nor within the margin | | associative |
 
 For a cue that lies nowhere in particular the change of whole pictures takes both places, and what
-would be causal is non-local. "Below", "above" and "within" are said of whole 95 % intervals. With
-fewer than `FEWEST` carriers nothing is said but that there are not enough images.
+would be causal is non-local; where the change can be undone on carriers, that must lower the class
+too. "Below", "above" and "within" are said of whole 95 % intervals, and an effect whose mean lies
+within the margin is not proven: enough pictures prove any trifle. With fewer than `FEWEST` carriers
+nothing is said but that there are not enough images.
 """
 
 import math
@@ -68,9 +70,11 @@ def decide(effects: Sequence[Effect], spread: float, *, local: bool) -> Verdict:
     known = [kinds[kind] for kind in needed if kind in kinds]
     if any(e.count < FEWEST or not math.isfinite(e.low) for e in known):
         return Verdict.NOT_ENOUGH
-    if len(known) == len(needed) and all(map(_proven, known)):
+    margin = MARGIN * spread
+    undone = [] if local or "removal" not in kinds else [kinds["removal"]]
+    if len(known) == len(needed) and all(_proven(e, margin) for e in [*known, *undone]):
         return Verdict.CAUSAL if local else Verdict.NON_LOCAL
-    if known and all(_within(effect, MARGIN * spread) for effect in known):
+    if known and all(_within(effect, margin) for effect in known):
         return Verdict.UNUSED
     return Verdict.ASSOCIATIVE
 
@@ -85,8 +89,10 @@ def action_for(verdict: Verdict, *, clever_hans: bool) -> str:
     return _CLEVER_HANS if clever_hans else _ACTIONS[verdict]
 
 
-def _proven(effect: Effect) -> bool:
-    return effect.high < 0 if effect.kind == "removal" else effect.low > 0
+def _proven(effect: Effect, margin: float) -> bool:
+    if effect.kind == "removal":
+        return effect.high < 0 and effect.mean < -margin
+    return effect.low > 0 and effect.mean > margin
 
 
 def _within(effect: Effect, margin: float) -> bool:

@@ -1,7 +1,7 @@
 """Proof that a model uses a cue: it is taken away, and put where it was not."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vimlrp.audit.changes import REMOVALS, grown, paste, remove
 from vimlrp.audit.effects import Pairs, attack_rate, effect_of, probability_change
-from vimlrp.audit.ownership import by_nature, off_object
+from vimlrp.audit.ownership import by_nature, off_object, without_objects
 from vimlrp.audit.records import Candidate, Effect, Evidence, Finding, Verdict
 from vimlrp.audit.verdicts import FEWEST, action_for, decide
 from vimlrp.audit.watching import Watched
 from vimlrp.audit.whole import imitate
+from vimlrp.evaluation.data import Sample
 
 __all__ = ["HOSTS", "Proof", "verify"]
 
@@ -68,6 +69,10 @@ class _Case:
     def label(self) -> int:
         return self.candidate.label
 
+    @property
+    def samples(self) -> list[Sample]:
+        return [self.evidence.samples[i] for i in self.shown]
+
     def load(self, rows: NDArray[np.int64]) -> Tensor:
         return self.watched.load([self.evidence.samples[i] for i in rows])
 
@@ -82,6 +87,10 @@ def verify(model: nn.Module, evidence: Evidence, candidate: Candidate, *, seed: 
     without the cue does there. A cue that is nowhere in particular is imitated by a change of
     whole pictures instead, and its transplant is what that does to the class's logit less what it
     does to the mean logit of classes that the picture is not of.
+
+    Every part of the object is causal, and samples may well share one. Where masks tell the
+    object, what of the regions lies off it has to be causal by itself; if not, no effect of a cue
+    is proven.
 
     Args:
         model: That the evidence was gathered with.
@@ -99,15 +108,22 @@ def verify(model: nn.Module, evidence: Evidence, candidate: Candidate, *, seed: 
     case = _case(model, evidence, candidate, seed)
     lacking = _lacking(case)
     if lacking:
-        return _finding(candidate, Proof((), notes=(lacking,)), Verdict.NOT_ENOUGH, None)
-    proof = _local_proof(case) if candidate.local else _whole_proof(case)
-    verdict = decide(proof.effects, proof.spread, local=candidate.local)
-    share = None
-    if candidate.local:
-        samples = [evidence.samples[i] for i in case.shown]
-        share = off_object(samples, case.regions, case.watched.preprocessing)
-        proof = Proof(proof.effects, proof.spread, proof.notes, by_nature(candidate))
-    return _finding(candidate, proof, verdict, share)
+        return _finding(candidate, Proof((), notes=(lacking,)), Verdict.NOT_ENOUGH)
+    if not candidate.local:
+        proof = _whole_proof(case)
+        verdict = decide(proof.effects, proof.spread, local=False)
+        return _finding(candidate, proof, verdict, hans=proof.of_file)
+    proof = _local_proof(case)
+    verdict = decide(proof.effects, proof.spread, local=True)
+    share = off_object(case.samples, case.regions, case.watched.preprocessing)
+    hans = by_nature(candidate) or (share is not None and share >= _OFF)
+    off = _off_the_object(case)
+    if verdict is Verdict.CAUSAL and off is not None:
+        own = _local_proof(off)
+        hans = decide(own.effects, own.spread, local=True) is Verdict.CAUSAL
+        verdict = verdict if hans else Verdict.ASSOCIATIVE
+        proof = replace(proof, notes=(*proof.notes, _note_on(own, hans)))
+    return _finding(candidate, proof, verdict, share, hans=hans)
 
 
 def _case(model: nn.Module, evidence: Evidence, candidate: Candidate, seed: int) -> _Case:
@@ -134,6 +150,26 @@ def _case(model: nn.Module, evidence: Evidence, candidate: Candidate, seed: int)
         rng.permutation(others)[:HOSTS],
         seed,
     )
+
+
+def _off_the_object(case: _Case) -> _Case | None:
+    """The case of what lies off the object; None where that is not known of enough carriers."""
+    left = without_objects(case.samples, case.regions, case.watched.preprocessing)
+    kept = np.flatnonzero(left.any((1, 2)))
+    if len(kept) < FEWEST:
+        return None
+    return replace(case, shown=case.shown[kept], regions=left[kept])
+
+
+def _note_on(own: Proof, proven: bool) -> str:
+    """What the part off the object does by itself."""
+    listed = ", ".join(
+        f"{effect.kind} {effect.mean:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]"
+        for effect in own.effects
+        if effect.kind != "insertion"
+    )
+    said = "has its effect too" if proven else "proves none, so that the effect may be the object's"
+    return f"what of the regions lies off the object {said}: {listed}"
 
 
 def _lacking(case: _Case) -> str:
@@ -250,10 +286,14 @@ def _no_hosts(case: _Case) -> str:
 
 
 def _finding(
-    candidate: Candidate, proof: Proof, verdict: Verdict, off_share: float | None
+    candidate: Candidate,
+    proof: Proof,
+    verdict: Verdict,
+    off_share: float | None = None,
+    *,
+    hans: bool = False,
 ) -> Finding:
-    proven = verdict in (Verdict.CAUSAL, Verdict.NON_LOCAL)
-    clever_hans = proven and (proof.of_file or (off_share is not None and off_share >= _OFF))
+    clever_hans = hans and verdict in (Verdict.CAUSAL, Verdict.NON_LOCAL)
     return Finding(
         candidate=candidate,
         effects=proof.effects,

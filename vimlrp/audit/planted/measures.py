@@ -7,11 +7,11 @@ of localisation (`vimlrp.evaluation.localisation`), so that numbers can be compa
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vimlrp.audit.changes import closed
 from vimlrp.errors import InputError
 from vimlrp.evaluation.bootstrap import Estimate
 from vimlrp.evaluation.localisation import (
@@ -223,12 +223,7 @@ def overlap(regions: NDArray[np.bool_], masks: NDArray[np.bool_]) -> float:
 
 def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """A mask (H, W) without small gaps: a text's place is its line, more than its strokes."""
-    size = 2 * max(1, round(_CLOSING * min(mask.shape) / 2)) + 1  # odd, not to move the mask
-    kernel = np.ones((size, size), np.uint8)
-    # Padded, since OpenCV's erosion takes what lies outside of a picture for part of the mask.
-    padded = np.pad(mask.astype(np.uint8), size)
-    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
-    return closed[size:-size, size:-size].astype(bool)
+    return closed(mask, _CLOSING)
 
 
 def _mean(values: torch.Tensor) -> float:

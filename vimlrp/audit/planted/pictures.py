@@ -54,13 +54,19 @@ _SHAPES = ("disc", "square", "triangle", "cross", "ring", "star", "bar", "cresce
 class DrawnPictures:
     """Coloured shapes, transparent, on correlated noise: a class is a shape in a hue.
 
-    They are made hard on purpose. A classifier that can do without an artifact ignores it.
+    They are made hard on purpose, by what makes photographs hard: little contrast, hues that
+    overlap, other things in the picture, and grain. Every label is right. A classifier that can do
+    without an artifact ignores it.
 
     Args:
         classes: Up to 32.
         side: Height and width in pixels.
         seed: Each picture is drawn from this, its class and its index alone.
         contrast: Opacity of the shape, lower and upper end.
+        hue_spread: Standard deviation of the hue of a class's shapes, in degrees; classes of one
+            shape lie 65 degrees apart or more.
+        clutter: Small shapes of any kind and hue behind that of the class, which tell nothing.
+        grain: Standard deviation of the noise that neighbouring pixels do not share, in 0..255.
         two_poses: Classes with two legitimate kinds of pictures: small, light and upright on the
             left, or large, dark and turned on the right.
     """
@@ -68,7 +74,10 @@ class DrawnPictures:
     classes: int = 20
     side: int = 64
     seed: int = 0
-    contrast: tuple[float, float] = (0.45, 0.9)
+    contrast: tuple[float, float] = (0.35, 0.75)
+    hue_spread: float = 20.0
+    clutter: int = 3
+    grain: float = 10.0
     two_poses: frozenset[int] = field(default=frozenset())
 
     def __post_init__(self) -> None:
@@ -90,14 +99,29 @@ class DrawnPictures:
     def picture(self, label: int, index: int) -> tuple[Picture, NDArray[np.bool_]]:
         """Draw one picture of a class, (side, side, 3), and say where its object is."""
         rng = np.random.default_rng([self.seed, label, index])
-        background = _noise(self.side, rng)
+        picture = _noise(self.side, rng)
+        for _ in range(self.clutter):
+            shape = _SHAPES[rng.integers(len(_SHAPES))]
+            picture, _ = self._with_shape(picture, shape, rng.uniform(0, 360), _small(rng), rng)
         hue, shape = _look(label)
         pose = _pose(rng, index % 2 if label in self.two_poses else None)
-        cover = _cover(shape, pose, self.side)
-        colour = _colour(_HUES[hue] + rng.normal(0, 14), pose.lightness)
-        alpha = rng.uniform(*self.contrast) * cover[..., None]
-        picture = background + alpha * (colour - background) + rng.normal(0, 6, background.shape)
+        degrees = _HUES[hue] + rng.normal(0, self.hue_spread)
+        picture, cover = self._with_shape(picture, shape, degrees, pose, rng)
+        picture = picture + rng.normal(0, self.grain, picture.shape)
         return np.clip(picture, 0, 255).astype(np.uint8), cover > 0.5
+
+    def _with_shape(
+        self,
+        picture: NDArray[np.float64],
+        shape: str,
+        hue: float,
+        pose: "_Pose",
+        rng: np.random.Generator,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A picture with one more shape over it, and how much of each pixel that covers."""
+        cover = _cover(shape, pose, self.side)
+        alpha = rng.uniform(*self.contrast) * cover[..., None]
+        return picture + alpha * (_colour(hue, pose.lightness) - picture), cover
 
 
 @dataclass(frozen=True)
@@ -161,12 +185,19 @@ def _look(label: int) -> tuple[str, str]:
 
 
 def _pose(rng: np.random.Generator, kind: int | None) -> _Pose:
-    x, y = rng.uniform(0.33, 0.67, 2)
-    radius, angle, light = rng.uniform(0.17, 0.3), rng.uniform(-0.35, 0.35), rng.uniform(0.35, 0.85)
+    x, y = rng.uniform(0.3, 0.7, 2)
+    radius, angle, light = rng.uniform(0.15, 0.3), rng.uniform(-0.35, 0.35), rng.uniform(0.35, 0.85)
     if kind == 0:
         return _Pose(x - 0.12, y, 0.17 + 0.2 * (radius - 0.17), angle, 0.75 + 0.2 * (light - 0.35))
     if kind == 1:
         return _Pose(x + 0.12, y, 0.27 + 0.2 * (radius - 0.17), angle + 0.8, 0.8 * light)
+    return _Pose(x, y, radius, angle, light)
+
+
+def _small(rng: np.random.Generator) -> _Pose:
+    """Of a shape that belongs to no class, anywhere."""
+    x, y = rng.uniform(0, 1, 2)
+    radius, angle, light = rng.uniform(0.05, 0.1), rng.uniform(0, np.pi), rng.uniform(0.35, 0.85)
     return _Pose(x, y, radius, angle, light)
 
 

@@ -1,5 +1,6 @@
 """Small classifiers of the benchmark, trained on the fly."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from vimlrp.errors import InputError
 from vimlrp.modes import evaluation_mode
 from vimlrp.preprocessing import Preprocessing
 
-__all__ = ["ARCHITECTURES", "Architecture", "as_input", "create", "logits", "train"]
+__all__ = ["ARCHITECTURES", "Architecture", "as_input", "create", "logits", "replayed", "train"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,10 @@ def train(
     """
     x = as_input(pictures, model)
     y = torch.from_numpy(labels).to(x.device)
-    optimiser = torch.optim.AdamW(_groups(model), lr=architecture.rate)
+    optimiser = torch.optim.AdamW(_groups(model), lr=architecture.rate, fused=x.is_cuda)
     steps = architecture.epochs * max(1, len(x) // architecture.batch)
     model.train()
-    forward = _replayed(model, x[: architecture.batch])
+    forward = replayed(model, x[: architecture.batch]) if x.is_cuda else model
     generator = torch.Generator().manual_seed(seed)
     for step, rows in enumerate(_batches(len(x), architecture, generator)):
         for group in optimiser.param_groups:
@@ -146,17 +149,32 @@ def train(
     model.eval()
 
 
-def _replayed(model: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
-    """A model in training mode, replayed as CUDA graphs on a GPU: launches bound small models.
+def replayed(model: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """The steps of a model as CUDA graphs: launching kernels bounds the training of small models.
 
     The model itself is left as it was.
+
+    Args:
+        model: On a GPU, in training mode.
+        like: An input (B, 3, S, S) of the shape of all inputs.
+
+    Returns:
+        The model's forward pass, whose backward pass is a graph too; the model where its steps
+        cannot be captured, with a warning in the log.
     """
-    if not like.is_cuda:
-        return model
     graphed: Any = torch.cuda.make_graphed_callables
-    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-        graphed(model, (like.clone(),), allow_unused_input=True)
-    forward: Callable[[Tensor], Tensor] = model.__dict__.pop("forward")
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    forward: Callable[[Tensor], Tensor] = model
+    try:
+        with torch.autocast(like.device.type, torch.bfloat16, cache_enabled=False):
+            graphed(model, (like.clone(),), allow_unused_input=True)
+        forward = model.__dict__.pop("forward")
+    except (RuntimeError, AssertionError) as error:
+        _log.warning("%s is trained without CUDA graphs: %s", type(model).__name__, error)
+    # Passes before the capture count towards the running statistics of batch norms.
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     return forward
 
 
