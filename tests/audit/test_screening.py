@@ -1,14 +1,17 @@
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 from evidence import clean_evidence, with_channels, with_compression, with_corner_mark
 from scipy import stats
+from threadpoolctl import threadpool_info
 
 from vimlrp.audit.embedding import coordinates, features
 from vimlrp.audit.graphs import affinity
 from vimlrp.audit.records import Channel
-from vimlrp.audit.screening import equal_count, screen
+from vimlrp.audit.screening import equal_count, screen, with_one_thread
 from vimlrp.audit.spectral import spectrum
 from vimlrp.errors import InputError
 
@@ -91,6 +94,13 @@ def test_the_same_seed_gives_the_same_scores_in_any_number_of_processes(planted)
     once = screen(evidence, draws=8, channels=MAPS)
     again = screen(evidence, draws=8, channels=MAPS, workers=2)
     assert contents(once) == contents(again)
+
+
+def test_a_worker_keeps_to_one_core():
+    with ProcessPoolExecutor(1, get_context("spawn"), with_one_thread) as pool:
+        libraries = pool.submit(threadpool_info).result(timeout=120)
+    assert libraries
+    assert {library["num_threads"] for library in libraries} == {1}
 
 
 def test_a_class_is_measured_alike_alone_and_among_others(clean):

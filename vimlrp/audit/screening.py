@@ -19,7 +19,7 @@ from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
 from vimlrp.optional import optional
 
-__all__ = ["FEWEST", "Progress", "equal_count", "screen"]
+__all__ = ["FEWEST", "Progress", "equal_count", "screen", "with_one_thread"]
 
 Progress = Callable[[int, int, str], None]
 """Is told how many of how many measurements are done, and the class of the last one."""
@@ -188,7 +188,7 @@ def _measurements(
 
     # Each process starts afresh: a copy of one that holds threads may hang.
     pool = (
-        ProcessPoolExecutor(workers, get_context("spawn"), _with_one_thread)
+        ProcessPoolExecutor(workers, get_context("spawn"), with_one_thread)
         if workers > 1
         else nullcontext()
     )
@@ -200,7 +200,7 @@ def _measurements(
             yield from zip(batch, apply(measure, *arguments), strict=True)
 
 
-def _with_one_thread() -> None:
+def with_one_thread() -> None:
     """Keep a worker to one core: there are others on the rest."""
     # Libraries that are loaded already are told, and those still to come read it at their start.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
