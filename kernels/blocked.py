@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vimlrp.kernels.dtypes import compute_dtype
 from vimlrp.kernels.order import visited
-from vimlrp.kernels.reference import compute_dtype
 
 __all__ = ["Scan", "contract", "forward", "input_backward", "input_gradient"]
 

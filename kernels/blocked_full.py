@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.kernels.blocked import Scan, contract, input_gradient
-from vimlrp.kernels.reference import compute_dtype
+from vimlrp.kernels.dtypes import compute_dtype
 
 __all__ = ["full_backward"]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from vimlrp.errors import KernelError
 from vimlrp.kernels import fused_maps_native, fused_maps_reference
 from vimlrp.kernels.backends import choose
+from vimlrp.kernels.dtypes import compute_dtype
 from vimlrp.kernels.fused_checks import check_kinds, check_rank, check_room, check_shape
-from vimlrp.kernels.reference import compute_dtype
 
 __all__ = [
     "add_layer_norm",

@@ -1,8 +1,7 @@
 """The fused operations on maps on a CPU in C++, in float32: what their programs are called with.
 
-`fused_maps` documents and checks the arguments. The library is that of the scan, `native`. What a
-bias absorbs is summed per row or per channel, and those sums in a fixed order, so that a result
-does not depend on the number of threads.
+`fused_maps` documents and checks the arguments. What a bias absorbs is summed per row or per
+channel, and those sums in a fixed order, so that a result does not depend on the number of threads.
 """
 
 import ctypes
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vimlrp.kernels import native
+from vimlrp.kernels import compiled
 
 __all__ = [
     "add_layer_norm",
@@ -188,7 +187,7 @@ def _run(
     addresses = (
         None if x is None else x.data_ptr() for x in (*constants, inverse, absorbed, by_after)
     )
-    native.run_maps(
+    compiled.run_maps(
         _Call(
             *(operation, *sides, torch.get_num_threads(), first),
             *(tuple(inputs), tuple(outputs), *addresses),

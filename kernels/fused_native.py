@@ -1,8 +1,8 @@
 """The fused operations on a CPU in C++, in float32: what their programs are called with.
 
-`fused` documents and checks the arguments. The library is that of the scan, `native`. What the
-bias of a convolution absorbs is summed per run of channels, and those sums in a fixed order, so
-that a result does not depend on the number of threads.
+`fused` documents and checks the arguments. What the bias of a convolution absorbs is summed per run
+of channels, and those sums in a fixed order, so that a result does not depend on the number of
+threads.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vimlrp.kernels import native
+from vimlrp.kernels import compiled
 
 __all__ = [
     "add_rms_norm",
@@ -112,7 +112,7 @@ def conv_silu_relevance(
 ) -> tuple[Tensor, Tensor]:
     """`fused.conv_silu_relevance`."""
     at_x = _empty(*x.shape) if out_x is None else out_x
-    runs = 0 if bias is None else -(-x.shape[2] // native.run_of_channels())
+    runs = 0 if bias is None else -(-x.shape[2] // compiled.run_of_channels())
     absorbed = _empty(len(x), runs)
     _run(
         _Operation.CONV_SILU_RELEVANCE, [_rows(at_u), _rows(x)], [at_x],
@@ -187,7 +187,7 @@ def _run(
         tuple(map(_place, outputs)),
         *(_address(weight), _address(bias), bytes(reverse), _address(column)),
     )
-    native.run_fused(call)
+    compiled.run_fused(call)
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vimlrp.kernels.reference import compute_dtype
+from vimlrp.kernels.dtypes import compute_dtype
 
 __all__ = [
     "add_rms_norm",

@@ -11,7 +11,6 @@ A, B, C and D are atomic sums, which do not repeat bit for bit; those of u and d
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,36 +20,16 @@ from torch import Tensor
 
 from vimlrp.errors import KernelError
 from vimlrp.kernels.blocked import in_order
+from vimlrp.kernels.extension import EXTENSION
 from vimlrp.kernels.order import visited
 from vimlrp.kernels.reference import FACTORS
 
-__all__ = ["EXTENSION", "forward", "full_backward", "input_backward", "status"]
+__all__ = ["forward", "full_backward", "input_backward"]
 
-# The compiled module that mamba-ssm installs beside its Python package.
-EXTENSION = "selective_scan_cuda"
-_INSTALL = 'run `pip install "vimlrp[mamba-ssm]" --no-build-isolation`'
 # Steps between two states that the extension's forward hands to its backward.
 _CHUNK = 2048
 # Channels of all directions together: one dimension of the extension's launch grid.
 _MOST_CHANNELS = 65535
-
-
-def status() -> tuple[bool, str]:
-    """Whether the extension can run here, and why, or why not, in one sentence."""
-    if importlib.util.find_spec(EXTENSION) is None:
-        return False, f"the CUDA extension of mamba-ssm is not installed; {_INSTALL}"
-    if not torch.cuda.is_available():
-        return False, "PyTorch sees no CUDA GPU"
-    return _imports()
-
-
-@functools.cache
-def _imports() -> tuple[bool, str]:
-    try:
-        importlib.import_module(EXTENSION)
-    except ImportError as error:
-        return False, f"the CUDA extension of mamba-ssm does not import ({error}); {_INSTALL}"
-    return True, "the CUDA extension of mamba-ssm, with copies into its layout"
 
 
 def forward(

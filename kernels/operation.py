@@ -8,6 +8,7 @@ from vimlrp.errors import KernelError
 from vimlrp.kernels import library, reference
 from vimlrp.kernels.backends import choose
 from vimlrp.kernels.checks import check_tensors, factor_set
+from vimlrp.kernels.dtypes import compute_dtype
 from vimlrp.kernels.order import ScanOrder
 
 __all__ = ["selective_scan", "selective_scan_relevance"]
@@ -62,7 +63,7 @@ def selective_scan(
     """
     factors = factor_set(grad)
     check_tensors(u, dt, A, B, C, D, order)
-    chosen = choose(backend, dt.device, reference.compute_dtype(u, dt, A, B, C, D))
+    chosen = choose(backend, dt.device, compute_dtype(u, dt, A, B, C, D))
     u = u if u.dim() == 4 else u.unsqueeze(1)
     B, C = (x if x.dim() == 5 else x.unsqueeze(3) for x in (B, C))
     index, reverse = order.index_on(dt.device), list(order.reverse)
@@ -109,7 +110,7 @@ def selective_scan_relevance(
         KernelError: If an argument does not fit, or the backend cannot take the call.
     """
     check_tensors(at_y, dt, A, B, C, D, order)
-    chosen = choose(backend, dt.device, reference.compute_dtype(at_y, dt, A, B, C, D))
+    chosen = choose(backend, dt.device, compute_dtype(at_y, dt, A, B, C, D))
     if chosen == "reference":
         raise KernelError(
             "The backend 'reference' has no relevance pass of its own: call selective_scan with "

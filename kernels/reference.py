@@ -10,17 +10,12 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from vimlrp.kernels.dtypes import compute_dtype
 from vimlrp.kernels.order import visited
 
-__all__ = ["FACTORS", "compute_dtype", "scan"]
+__all__ = ["FACTORS", "scan"]
 
 FACTORS = ("u", "A", "B", "C")
-
-
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype of state and accumulation: float64 where any input has it, else float32."""
-    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if double else torch.float32
 
 
 def scan(

@@ -6,24 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import BUILT, needs_library
 from problems import error
 from test_fused_maps_agree import Call, calls, random
-from test_fused_native import BUILT, SMALLEST, floats, isa, needs_library, worst
+from test_fused_native import SMALLEST, floats, worst
 from torch import Tensor
 
 from vimlrp.errors import KernelError
 from vimlrp.kernels import (
+    compiled,
     fused_maps,
     fused_maps_native,
     fused_maps_reference,
-    native,
     selective_scan_relevance,
 )
 from vimlrp.kernels.backends import VARIABLE
 from vimlrp.kernels.order import ScanOrder
 from vimlrp.kernels.pointwise import gamma_shares, gelu_ratio
-
-__all__ = ["isa"]  # a fixture
 
 ALL = list(calls(1, 1, 1, 1))
 # Height, width, channels, routes: rows that end inside a register, and several registers.
@@ -230,20 +229,15 @@ def test_auto_takes_it_for_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         assert fused_maps._programs("auto", x) is fused_maps_reference
 
 
-def test_without_a_library_the_twins_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_scan.so")
+def test_without_a_library_the_twins_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None
+) -> None:
+    monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_scan.so")
     monkeypatch.delenv(VARIABLE, raising=False)
-    cached = (native._load, native.instruction_sets, native._chosen)
-    for function in cached:
-        function.cache_clear()
-    try:
-        assert fused_maps._programs("auto", torch.ones(2)) is fused_maps_reference
-        assert gelu_ratio(torch.zeros(2)).tolist() == [0.5, 0.5]
-        with pytest.raises(KernelError, match="has no compiled library"):
-            fused_maps._programs("native", torch.ones(2))
-    finally:
-        for function in cached:
-            function.cache_clear()
+    assert fused_maps._programs("auto", torch.ones(2)) is fused_maps_reference
+    assert gelu_ratio(torch.zeros(2)).tolist() == [0.5, 0.5]
+    with pytest.raises(KernelError, match="has no compiled library"):
+        fused_maps._programs("native", torch.ones(2))
 
 
 @needs_library
@@ -252,10 +246,10 @@ def test_the_library_refuses_calls_that_it_does_not_know() -> None:
         _fields_ = [("operation", ctypes.c_int64)]
 
     with pytest.raises(KernelError, match="refused a fused operation"):
-        native.run_maps(Short(0))
+        compiled.run_maps(Short(0))
     for operation in (-1, len(fused_maps_native._Operation)):
         with pytest.raises(KernelError, match="refused a fused operation"):
-            native.run_maps(fused_maps_native._Call(operation))
+            compiled.run_maps(fused_maps_native._Call(operation))
 
 
 SHAPES = [(), (5,), (3, 1), (2, 7, 19), (2, 5, 4, 16), (0, 3)]

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import needs_library
 from problems import error
 from test_fused_agree import WRITING, Call, calls, random
-from test_native import SETS
 from torch import Tensor
 
 from vimlrp.engine import FUSE_VARIABLE, fuses
 from vimlrp.errors import KernelError
-from vimlrp.kernels import fused, fused_native, fused_reference, native
+from vimlrp.kernels import compiled, fused, fused_native, fused_reference
 from vimlrp.kernels.backends import VARIABLE
 
-BUILT, WHY = native.status()
 ALL = list(calls(1, 1, 1, 1))
 # Lengths, channels, directions and taps: rows that end inside a register, several runs of channels.
 SIZES = [
@@ -24,14 +23,6 @@ SIZES = [
     (7, 140, 2, 7), (2, 64, 2, 5), (197, 384, 2, 4),
 ]  # fmt: skip
 SMALLEST = torch.finfo(torch.float32).tiny
-
-needs_library = pytest.mark.skipif(not BUILT, reason=WHY)
-
-
-@pytest.fixture(params=SETS or [pytest.param("none", marks=pytest.mark.skip(WHY))])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    return str(request.param)
 
 
 def step_of(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -282,21 +273,16 @@ def test_blocks_are_fused_for_it_unless_the_environment_says_otherwise(
     assert not fuses(x)
 
 
-def test_without_a_library_the_twins_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_scan.so")
+def test_without_a_library_the_twins_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None
+) -> None:
+    monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_scan.so")
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.delenv(FUSE_VARIABLE, raising=False)
-    cached = (native._load, native.instruction_sets, native._chosen)
-    for function in cached:
-        function.cache_clear()
-    try:
-        assert fused._programs("auto", torch.ones(2)) is fused_reference
-        assert not fuses(torch.ones(2))
-        with pytest.raises(KernelError, match="has no compiled library"):
-            fused._programs("native", torch.ones(2))
-    finally:
-        for function in cached:
-            function.cache_clear()
+    assert fused._programs("auto", torch.ones(2)) is fused_reference
+    assert not fuses(torch.ones(2))
+    with pytest.raises(KernelError, match="has no compiled library"):
+        fused._programs("native", torch.ones(2))
 
 
 @needs_library
@@ -305,7 +291,7 @@ def test_the_library_refuses_calls_that_it_does_not_know() -> None:
         _fields_ = [("operation", ctypes.c_int64)]
 
     with pytest.raises(KernelError, match="refused a fused operation"):
-        native.run_fused(Short(0))
+        compiled.run_fused(Short(0))
     for operation in (-1, len(fused_native._Operation)):
         with pytest.raises(KernelError, match="refused a fused operation"):
-            native.run_fused(fused_native._Call(operation))
+            compiled.run_fused(fused_native._Call(operation))

@@ -5,7 +5,6 @@ in float64, with the extension's own checks of what it is given. On a GPU that h
 same tests run against the real one too.
 """
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,10 @@ from problems import ORDERS, Problem, error, leaf, order_of, problem
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder, backends, library, mamba_ssm, reference, selective_scan
-from vimlrp.kernels.backends import choose
+from vimlrp.kernels import ScanOrder, library, mamba_ssm, reference
+from vimlrp.kernels.extension import EXTENSION, status
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
-REAL = mamba_ssm.status()[0]
+REAL, WHY = status()
 # mamba-ssm's own tests allow 6e-4 in float32: exponentials are the fast ones of the GPU.
 BOUNDS = {
     "double": {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3},
@@ -32,14 +30,14 @@ BOUNDS = {
 @pytest.fixture(
     params=[
         "double",
-        pytest.param("real", marks=pytest.mark.skipif(not REAL, reason=mamba_ssm.status()[1])),
+        pytest.param("real", marks=pytest.mark.skipif(not REAL, reason=WHY)),
     ]
 )
 def extension(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Which of the two the backend finds."""
     if request.param == "double":
         double = SimpleNamespace(fwd=double_forward, bwd=double_backward)
-        monkeypatch.setitem(sys.modules, mamba_ssm.EXTENSION, double)
+        monkeypatch.setitem(sys.modules, EXTENSION, double)
     return str(request.param)
 
 
@@ -239,50 +237,3 @@ def test_too_many_channels_are_refused(extension: str) -> None:
     )  # fmt: skip
     with pytest.raises(KernelError, match=r"2 direction\(s\) of 32768 channels; it takes up to"):
         mamba_ssm.forward(*arguments(p), None, p.order.reverse)
-
-
-def test_without_the_extension_the_refusal_says_how_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    line = r'pip install "vimlrp\[mamba-ssm\]" --no-build-isolation'
-    with pytest.raises(KernelError, match=line):
-        choose("mamba_ssm", GPU, torch.float32)
-    p = problem(order_of("forward", 3), 3, dtype=torch.float32)
-    with pytest.raises(KernelError, match=line):
-        selective_scan(*p.tensors, order=p.order, backend="mamba_ssm")
-    (verdict,) = (b for b in backends() if b.name == "mamba_ssm")
-    assert not verdict.usable
-
-
-def test_an_extension_that_does_not_import_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
-    (tmp_path / f"{mamba_ssm.EXTENSION}.py").write_text("raise ImportError('another ABI')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, mamba_ssm.EXTENSION, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    mamba_ssm._imports.cache_clear()
-    with pytest.raises(KernelError, match=r"does not import \(another ABI\)"):
-        choose("mamba_ssm", GPU, torch.float32)
-    mamba_ssm._imports.cache_clear()
-
-
-def test_what_it_takes_and_that_auto_prefers_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(KernelError, match="PyTorch sees no CUDA GPU"):
-        choose("mamba_ssm", GPU, torch.float32)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(mamba_ssm, "_imports", lambda: (True, "there"))
-    assert choose("mamba_ssm", GPU, torch.float32) == "mamba_ssm"
-    with pytest.raises(KernelError, match="inputs lie on cpu, and it needs them on a CUDA GPU"):
-        choose("mamba_ssm", CPU, torch.float32)
-    with pytest.raises(KernelError, match="float64, and its state is float32"):
-        choose("mamba_ssm", GPU, torch.float64)
-    monkeypatch.delenv("VIMLRP_BACKEND", raising=False)
-    assert choose("auto", GPU, torch.float32) == "triton"
-    monkeypatch.setenv("VIMLRP_BACKEND", "mamba_ssm")
-    assert choose("auto", GPU, torch.float32) == "mamba_ssm"

@@ -1,55 +1,24 @@
 """The C++ scan: every instruction set of this processor against the naive twin in float64."""
 
 import math
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from installed import needs_library
 from problems import ORDERS, Problem, assert_same, error, leaf, order_of, problem
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder, backends, library, native, selective_scan
+from vimlrp.kernels import ScanOrder, compiled, library, native, selective_scan
 from vimlrp.kernels.backends import VARIABLE, choose
 
 CPU = torch.device("cpu")
-BUILT = native.status()[0]
-SETS = [name for name, runs in native.instruction_sets().items() if runs] if BUILT else []
-COMPILERS = [name for name in ("g++", "clang++", "c++") if shutil.which(name)]
-
-needs_library = pytest.mark.skipif(not BUILT, reason=native.status()[1])
-
-
-@pytest.fixture(params=SETS or [pytest.param("none", marks=pytest.mark.skip(native.status()[1]))])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    return str(request.param)
-
-
-@pytest.fixture
-def forgetful() -> Iterator[None]:
-    """What is asked once a process is asked again, in the test and after it."""
-    cached = (native._load, native.instruction_sets, native._chosen)
-    for function in cached:
-        function.cache_clear()
-    yield
-    for function in cached:
-        function.cache_clear()
 
 
 def assert_exact(p: Problem) -> None:
     """Scan and relevance pass agree with the twin in float64."""
     assert_same(p, p.to(torch.float64), "native", "input", 1e-6)
-
-
-@pytest.mark.skipif(not COMPILERS, reason="there is no C++ compiler")
-@pytest.mark.skipif("VIMLRP_NO_NATIVE" in os.environ, reason="VIMLRP_NO_NATIVE is set")
-def test_the_library_is_there_where_a_compiler_is() -> None:
-    assert BUILT, native.status()[1]
-    assert SETS[-1] == "portable"
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 197])
@@ -253,38 +222,6 @@ def test_auto_takes_it_for_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         choose("native", torch.device("meta"), torch.float32)
 
 
-@needs_library
-def test_the_verdict_names_the_instruction_set(isa: str) -> None:
-    (verdict,) = (b for b in backends() if b.name == "native")
-    assert verdict.usable
-    assert verdict.reason.startswith(f"C++ with {native._TITLES[isa]}")
-
-
-@needs_library
-def test_an_instruction_set_that_the_processor_lacks_is_never_taken(
-    monkeypatch: pytest.MonkeyPatch, forgetful: None
-) -> None:
-    names = list(native.instruction_sets())
-    lacking = dict.fromkeys(names, False) | {"portable": True}
-    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
-    monkeypatch.setattr(native, "instruction_sets", lambda: lacking)
-    assert native._chosen(None) == names.index("portable")
-    for name in names[:-1]:
-        monkeypatch.setenv(native.ISA_VARIABLE, name)
-        assert native.status()[0] is False
-        assert choose("auto", CPU, torch.float32) == "cpu"
-        with pytest.raises(KernelError, match=f"{native.ISA_VARIABLE}={name} names no"):
-            choose("native", CPU, torch.float32)
-    monkeypatch.undo()
-
-
-@needs_library
-def test_the_library_refuses_what_the_processor_lacks() -> None:
-    call = native._Call()
-    for which in (-1, len(native.instruction_sets())):
-        assert native._library().vimlrp_scan(call, which) == 1
-
-
 @pytest.mark.parametrize(
     ("content", "reason"), [(None, "has no compiled library"), (b"no library", "does not load")]
 )
@@ -297,9 +234,9 @@ def test_without_a_library_the_blocked_loop_runs(
 ) -> None:
     if content is not None:
         (tmp_path / "_scan.so").write_bytes(content)
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "_scan.so")
+    monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_scan.so")
     monkeypatch.delenv(VARIABLE, raising=False)
-    usable, why = native.status()
+    usable, why = compiled.status()
     assert not usable
     assert reason in why
     assert "pip install ." in why
@@ -310,17 +247,6 @@ def test_without_a_library_the_blocked_loop_runs(
         native.forward(
             *(x.detach() for x in unpacked(problem(order_of("forward", 2), 2))), None, [False]
         )
-
-
-@needs_library
-def test_a_library_of_another_version_is_refused(
-    monkeypatch: pytest.MonkeyPatch, forgetful: None
-) -> None:
-    monkeypatch.setattr(native, "_VERSION", native._VERSION + 1)
-    assert native.status() == (
-        False,
-        f"the compiled library is of another version; {native._REINSTALL}",
-    )
 
 
 @needs_library

@@ -11,7 +11,7 @@ from problems import error, leaf, order_of, problem
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder, backends, library, native, selective_scan
+from vimlrp.kernels import ScanOrder, backends, compiled, library, selective_scan
 from vimlrp.kernels.backends import VARIABLE, choose
 
 CPU = torch.device("cpu")
@@ -112,7 +112,7 @@ def test_triton_refuses_float64_and_missing_hardware(monkeypatch: pytest.MonkeyP
 def test_auto_goes_by_device_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert choose("auto", CPU, torch.float32) == ("native" if native.status()[0] else "cpu")
+    assert choose("auto", CPU, torch.float32) == ("native" if compiled.status()[0] else "cpu")
     assert choose("auto", CPU, torch.float64) == "cpu"
     assert choose("auto", torch.device("cuda"), torch.float32) == "reference"
     verdicts = {b.name: (b.usable, b.reason) for b in backends()}
