@@ -188,7 +188,7 @@ def test_kernels_know_nobody_but_the_errors():
 
 
 def test_models_know_the_sites_and_not_the_explanation():
-    kernels = ("kernels", "kernels.fused", "kernels.fused_maps", "kernels.products")
+    kernels = ("kernels", "kernels.fused.maps", "kernels.fused.sequences", "kernels.products")
     below = ("errors", *kernels, "rules", "sites", "tokens", "tracing")
     assert others_known_to("vimlrp.models") <= {f"vimlrp.{name}" for name in below}
 

@@ -18,8 +18,9 @@ import torch
 from machine import describe
 from torch import Tensor
 
-from vimlrp.kernels import ScanOrder, blocked, native
+from vimlrp.kernels import ScanOrder
 from vimlrp.kernels.compiled import ISA_VARIABLE, instruction_sets
+from vimlrp.kernels.scan import blocked, native
 
 
 class Shape(NamedTuple):

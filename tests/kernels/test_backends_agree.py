@@ -4,7 +4,8 @@ import pytest
 import torch
 from problems import DEVICE, FAST, ORDERS, Problem, assert_same, error, leaf, order_of, problem
 
-from vimlrp.kernels import ScanOrder, blocked, selective_scan
+from vimlrp.kernels import ScanOrder, selective_scan
+from vimlrp.kernels.scan import blocked
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 
@@ -64,8 +65,8 @@ def test_every_regime_of_triton(
     kernel: str, block: int, chunks: int, steps: int, warps: int, state: int, order: str,
 ) -> None:  # fmt: skip
     # Several tiles, the last one incomplete, with chunks that begin past the end.
-    from vimlrp.kernels import triton
-    from vimlrp.kernels.triton_regime import Regime, power_of_2
+    from vimlrp.kernels.scan import triton
+    from vimlrp.kernels.scan.triton_regime import Regime, power_of_2
 
     regime = Regime(kernel, power_of_2(state), block, chunks, steps, warps)
     monkeypatch.setattr(triton, "regime_of", lambda *_: regime)
@@ -84,8 +85,8 @@ def test_states_whose_rows_begin_anywhere(
 ) -> None:
     # As B and C lie in the result of one projection: two states are loaded as one integer where
     # the alignment allows it, and one by one elsewhere.
-    from vimlrp.kernels import triton
-    from vimlrp.kernels.triton_regime import Regime
+    from vimlrp.kernels.scan import triton
+    from vimlrp.kernels.scan.triton_regime import Regime
 
     monkeypatch.setattr(triton, "regime_of", lambda *_: Regime("sequential", 4, 8, 1, 2, 1))
     p = problem(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vimlrp import rules
 from vimlrp.errors import KernelError
-from vimlrp.kernels import fused
+from vimlrp.kernels.fused import sequences
 from vimlrp.sites import Activation, CausalConv1d, Gate, RMSNorm, Step
 from vimlrp.tracing import Trace, tracing
 
@@ -64,10 +64,10 @@ def test_convolution_follows_the_rules(
         given | {act: rules.Identity()},
         lambda: act(torch.stack([site(leaf) for site in sites], dim=1)),
     )
-    close(fused.conv_silu(x, weight, bias, BOTH), u.detach())
+    close(sequences.conv_silu(x, weight, bias, BOTH), u.detach())
     at_u = torch.randn_like(u)
     (expected,) = torch.autograd.grad(u, leaf, at_u)
-    at_x, absorbed = fused.conv_silu_relevance(at_u, x, weight, bias, BOTH, gamma)
+    at_x, absorbed = sequences.conv_silu_relevance(at_u, x, weight, bias, BOTH, gamma)
     close(at_x, expected)
     close(absorbed, sum((a.share for a in trace.absorptions), torch.zeros(3)))
     assert len(trace.absorptions) == (2 if with_bias else 0)
@@ -78,11 +78,11 @@ def test_directions_are_free(reverse: tuple[bool, ...]) -> None:
     sites, weight, bias = convolutions(3, True, reverse)
     x = torch.randn(2, 5, 6, requires_grad=True)
     u = torch.nn.functional.silu(torch.stack([site(x) for site in sites], dim=1))
-    close(fused.conv_silu(x, weight, bias, reverse), u.detach())
+    close(sequences.conv_silu(x, weight, bias, reverse), u.detach())
     at_u = torch.randn_like(u)
     c = torch.stack([site(x) for site in sites], dim=1)
     (expected,) = torch.autograd.grad(c, x, at_u * torch.sigmoid(c.detach()))
-    close(fused.conv_silu_relevance(at_u, x, weight, bias, reverse, 0.0)[0], expected)
+    close(sequences.conv_silu_relevance(at_u, x, weight, bias, reverse, 0.0)[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_directions_are_free(reverse: tuple[bool, ...]) -> None:
 def test_an_input_of_exactly_zero_counts_half_with_either_sign(bias: float, slope: float) -> None:
     # With x = 0 the output is the bias alone, and the rule's factor is 1 / 1.25 unless it is 0.
     for weight in (0.5, -0.5):
-        at_x, absorbed = fused.conv_silu_relevance(
+        at_x, absorbed = sequences.conv_silu_relevance(
             torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1), torch.full((1, 1, 1), weight),
             torch.full((1, 1), bias), (False,), 0.25,
         )  # fmt: skip
@@ -105,9 +105,9 @@ def test_an_input_of_exactly_zero_counts_half_with_either_sign(bias: float, slop
 def test_convolution_conserves_relevance() -> None:
     _, weight, bias = convolutions(4, True)
     x, at_u = torch.randn(3, 9, 6), torch.randn(3, 2, 9, 6)
-    u = fused.conv_silu(x, weight, bias, BOTH)
+    u = sequences.conv_silu(x, weight, bias, BOTH)
     for gamma in (0.0, 0.25, 3.0):
-        at_x, absorbed = fused.conv_silu_relevance(at_u, x, weight, bias, BOTH, gamma)
+        at_x, absorbed = sequences.conv_silu_relevance(at_u, x, weight, bias, BOTH, gamma)
         close((x * at_x).flatten(1).sum(1) + absorbed, (u * at_u).flatten(1).sum(1))
 
 
@@ -119,7 +119,7 @@ def test_norm_follows_the_rules(with_stream: bool) -> None:
     residual = other if with_stream else None
     leaf = (hidden + other if with_stream else hidden).clone().requires_grad_()
     out, _ = traced({norm: rules.ConstantNormaliser()}, lambda: norm(leaf))
-    stream, normed, inverse = fused.add_rms_norm(hidden, residual, norm.weight, 1e-3)
+    stream, normed, inverse = sequences.add_rms_norm(hidden, residual, norm.weight, 1e-3)
     close(stream, leaf.detach())
     close(normed, out.detach())
     close(inverse, 1 / (leaf.detach().square().mean(-1) + 1e-3).sqrt())
@@ -127,7 +127,7 @@ def test_norm_follows_the_rules(with_stream: bool) -> None:
     at_normed = torch.randn_like(out)
     (through,) = torch.autograd.grad(out, leaf, at_normed)
     for stream, expected in ((None, through), (other, through + other)):
-        for found in fused.norm_relevance(at_normed, stream, norm.weight, inverse):
+        for found in sequences.norm_relevance(at_normed, stream, norm.weight, inverse):
             close(found, expected)
 
 
@@ -138,12 +138,12 @@ def test_gate_follows_the_rules(shares: tuple[float, float]) -> None:
     out, _ = traced(
         {act: rules.Identity(), gate: rules.Share(*shares)}, lambda: gate(0.4 * y.sum(1), act(z))
     )
-    gated, signal = fused.gate(y, z, 0.4)
+    gated, signal = sequences.gate(y, z, 0.4)
     close(gated, out.detach())
     close(signal, 0.4 * y.detach().sum(1))
     at_gated = torch.randn_like(gated)
     to_y, to_z = torch.autograd.grad(out, (y, z), at_gated, allow_unused=True)
-    at_y, at_z = fused.gate_relevance(at_gated, signal, z, *shares, 0.4)
+    at_y, at_z = sequences.gate_relevance(at_gated, signal, z, *shares, 0.4)
     close(at_y.unsqueeze(1).expand(y.shape), to_y)
     close(at_z, torch.zeros_like(z) if to_z is None else to_z)
 
@@ -151,13 +151,13 @@ def test_gate_follows_the_rules(shares: tuple[float, float]) -> None:
 def test_step_is_the_site_s() -> None:
     low, weight, bias = 10 * torch.randn(2, 3, 5, 4), torch.randn(3, 6, 4), torch.randn(3, 6)
     raw = torch.einsum("bklr,ker->bkle", low, weight) + bias.unsqueeze(1)
-    close(fused.step(low, weight, bias), Step()(raw))
+    close(sequences.step(low, weight, bias), Step()(raw))
 
 
 def test_no_gradient_is_recorded() -> None:
     raw = torch.randn(1, 1, 2, 3, requires_grad=True)
-    assert not fused.step(raw, torch.ones(1, 4, 3), torch.zeros(1, 4)).requires_grad
-    assert not fused.gate(raw, raw[:, 0], 1.0)[0].requires_grad
+    assert not sequences.step(raw, torch.ones(1, 4, 3), torch.zeros(1, 4)).requires_grad
+    assert not sequences.gate(raw, raw[:, 0], 1.0)[0].requires_grad
 
 
 def calls() -> dict[str, dict[str, Any]]:
@@ -221,12 +221,12 @@ WRONG = [
 def test_shapes_are_refused(name: str, change: dict[str, tuple[int, ...]], message: str) -> None:
     changed = {key: torch.zeros(shape) for key, shape in change.items()}
     with pytest.raises(KernelError, match=message):
-        getattr(fused, name)(**calls()[name] | changed)
+        getattr(sequences, name)(**calls()[name] | changed)
 
 
-@pytest.mark.parametrize("name", fused.__all__)
+@pytest.mark.parametrize("name", sequences.__all__)
 def test_types_devices_and_backends_are_refused(name: str) -> None:
-    run, given = getattr(fused, name), calls()[name]
+    run, given = getattr(sequences, name), calls()[name]
     first, *_, last = [key for key, x in given.items() if isinstance(x, Tensor)]
     run(**given)
     with pytest.raises(KernelError, match=f"{last} has dtype torch.int64; give float64"):
@@ -242,7 +242,7 @@ def test_types_devices_and_backends_are_refused(name: str) -> None:
 @pytest.mark.parametrize("gamma", [-0.1, float("inf"), float("nan")])
 def test_gammas_are_refused(gamma: float) -> None:
     with pytest.raises(KernelError, match="give a finite number of 0 or more"):
-        fused.conv_silu_relevance(**calls()["conv_silu_relevance"] | {"gamma": gamma})
+        sequences.conv_silu_relevance(**calls()["conv_silu_relevance"] | {"gamma": gamma})
 
 
 @pytest.mark.parametrize(
@@ -251,4 +251,4 @@ def test_gammas_are_refused(gamma: float) -> None:
 def test_scattered_outputs_are_refused(name: str, out: str) -> None:
     scattered = torch.zeros(2, 4, 5).transpose(1, 2)
     with pytest.raises(KernelError, match=f"{out} has stride 5 along its last axis"):
-        getattr(fused, name)(**calls()[name] | {out: scattered})
+        getattr(sequences, name)(**calls()[name] | {out: scattered})

@@ -11,7 +11,7 @@ import torch
 from problems import DEVICE, FAST, error
 from torch import Tensor
 
-from vimlrp.kernels import fused
+from vimlrp.kernels.fused import sequences
 
 BACKENDS = ["reference"] + [name for name in FAST if name == "triton"]
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-2}
@@ -35,7 +35,7 @@ class Call:
 
     def __call__(self, backend: str, **outs: Tensor) -> tuple[Tensor, ...]:
         args = self.to(DEVICE.get(backend, "cpu")).args
-        results = getattr(fused, self.name)(*args, **outs, backend=backend)
+        results = getattr(sequences, self.name)(*args, **outs, backend=backend)
         return (results,) if isinstance(results, Tensor) else results
 
     def expected(self) -> tuple[Tensor, ...]:
@@ -240,13 +240,13 @@ def test_a_program_stores_its_own_positions_alone(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Programs run one after the other in the interpreter, where the next one would repair it.
-    from vimlrp.kernels import fused_triton
+    from vimlrp.kernels.fused import sequences_triton
 
     call = calls(70, 5, 2, 4, batch=1)["conv back"].to(DEVICE[backend])
-    _, sizes = fused_triton._walk(*call.args[1:5], fused_triton._UNROLL_RELEVANCE)
+    _, sizes = sequences_triton._walk(*call.args[1:5], sequences_triton._UNROLL_RELEVANCE)
     # A chunk that does not fill its last round of steps.
-    monkeypatch.setattr(fused_triton, "_walk", lambda *_: (16, sizes))
-    monkeypatch.setattr(fused_triton, "_walks", lambda *_: 1)
+    monkeypatch.setattr(sequences_triton, "_walk", lambda *_: (16, sizes))
+    monkeypatch.setattr(sequences_triton, "_walks", lambda *_: 1)
     room = torch.full((1, 70, 5), float("nan"), device=DEVICE[backend])
     call(backend, out_x=room)
     assert room[:, :16].isfinite().all()
@@ -274,6 +274,6 @@ def test_inputs_are_left_alone(backend: str, name: str) -> None:
 def test_vim_small_on_a_gpu(dtype: torch.dtype) -> None:
     for call in calls(197, 768, 2, 4, batch=3, dtype=dtype).values():
         forced = call.check("triton", BOUNDS[dtype])
-        automatic = getattr(fused, call.name)(*call.to("cuda").args)
+        automatic = getattr(sequences, call.name)(*call.to("cuda").args)
         automatic = automatic if isinstance(automatic, tuple) else (automatic,)
         assert all(torch.equal(a, f) for a, f in zip(automatic, forced, strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vimlrp import rules
 from vimlrp.errors import KernelError
-from vimlrp.kernels import fused_maps
+from vimlrp.kernels.fused import maps
 from vimlrp.sites import Activation, Conv2d, LayerNorm, Linear
 from vimlrp.tracing import Trace, tracing
 
@@ -60,10 +60,10 @@ def test_convolution_follows_the_rules(
     leaf = x.clone().requires_grad_()
     given: dict[nn.Module, rules.Rule] = {site: rules.Gamma(gamma), act: rules.Identity()}
     u, trace = traced(given, lambda: act(site(leaf)))
-    close(fused_maps.conv_silu(x, weight, bias), u.detach())
+    close(maps.conv_silu(x, weight, bias), u.detach())
     routes = torch.randn(3, 4, *sides, 5)
     (expected,) = torch.autograd.grad(u, leaf, routes.sum(1))
-    at_x, share = fused_maps.conv_silu_relevance(routes, x, weight, bias, gamma)
+    at_x, share = maps.conv_silu_relevance(routes, x, weight, bias, gamma)
     close(at_x, expected)
     close(share, absorbed(trace, site))
 
@@ -72,15 +72,15 @@ def test_convolution_is_that_of_pytorch() -> None:
     _, weight, bias = convolution(True)
     x = torch.randn(2, 4, 6, 5)
     out = F.conv2d(x.permute(0, 3, 1, 2), weight.unsqueeze(1), bias, padding=1, groups=5)
-    close(fused_maps.conv_silu(x, weight, bias), F.silu(out).permute(0, 2, 3, 1))
+    close(maps.conv_silu(x, weight, bias), F.silu(out).permute(0, 2, 3, 1))
 
 
 def test_convolution_conserves_relevance() -> None:
     _, weight, bias = convolution(True)
     x, at_u = torch.randn(3, 4, 6, 5), torch.randn(3, 1, 4, 6, 5)
-    u = fused_maps.conv_silu(x, weight, bias)
+    u = maps.conv_silu(x, weight, bias)
     for gamma in (0.0, 0.25, 3.0):
-        at_x, share = fused_maps.conv_silu_relevance(at_u, x, weight, bias, gamma)
+        at_x, share = maps.conv_silu_relevance(at_u, x, weight, bias, gamma)
         close((x * at_x).flatten(1).sum(1) + share, (u * at_u[:, 0]).flatten(1).sum(1))
 
 
@@ -92,7 +92,7 @@ def test_convolution_conserves_relevance() -> None:
 def test_an_input_of_exactly_zero_counts_half_with_either_sign(bias: float, slope: float) -> None:
     # With x = 0 the output is the bias alone, and the rule's factor is 1 / 1.25 unless it is 0.
     for weight in (0.5, -0.5):
-        at_x, share = fused_maps.conv_silu_relevance(
+        at_x, share = maps.conv_silu_relevance(
             torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.full((1, 3, 3), weight),
             torch.full((1,), bias), 0.25,
         )  # fmt: skip
@@ -112,12 +112,12 @@ def test_sum_of_routes_and_norm_follow_the_rules() -> None:
     site, y = norm(), torch.randn(3, 4, 7, 6)
     leaf = y.clone().requires_grad_()
     out, trace = traced({site: rules.ConstantNormaliser()}, lambda: site(leaf.sum(1)))
-    normed, inverse = fused_maps.layer_norm(y, site.weight, site.bias, 1e-3)
+    normed, inverse = maps.layer_norm(y, site.weight, site.bias, 1e-3)
     close(normed, out.detach())
     close(inverse, (y.sum(1).var(-1, unbiased=False) + 1e-3).rsqrt())
     at = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, leaf, at)
-    at_y, share, none = fused_maps.layer_norm_relevance(at, None, site.weight, site.bias, inverse)
+    at_y, share, none = maps.layer_norm_relevance(at, None, site.weight, site.bias, inverse)
     close(at_y.unsqueeze(1).expand(3, 4, 7, 6), expected)
     close(share, absorbed(trace, site))
     close(none, torch.zeros(3))
@@ -129,14 +129,14 @@ def test_residual_sum_and_norm_follow_the_rules(with_after: bool) -> None:
     after = torch.randn(6) if with_after else None
     leaf = x.clone().requires_grad_()
     out, trace = traced({site: rules.ConstantNormaliser()}, lambda: site(leaf + branch))
-    stream, normed, inverse = fused_maps.add_layer_norm(
+    stream, normed, inverse = maps.add_layer_norm(
         x, branch, site.weight, site.bias, 1e-3, after=after
     )
     close(stream, x + branch + (0 if after is None else after))
     close(normed, out.detach())
     at, at_stream = torch.randn_like(x), torch.randn_like(x)
     (expected,) = torch.autograd.grad((out, leaf + branch), leaf, (at, at_stream))
-    at_x, share, by_after = fused_maps.layer_norm_relevance(
+    at_x, share, by_after = maps.layer_norm_relevance(
         at, at_stream, site.weight, site.bias, inverse, after=after
     )
     close(at_x, expected)
@@ -159,7 +159,7 @@ def test_gelu_follows_the_rules() -> None:
     at = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, kept[0], at)
     hidden = kept[0].detach()
-    at_x, share = fused_maps.gelu_relevance(at, hidden, layer.bias)
+    at_x, share = maps.gelu_relevance(at, hidden, layer.bias)
     close(at_x, expected)
     close(share, absorbed(trace, layer))
     close(at_x * hidden, at * F.gelu(hidden))
@@ -182,7 +182,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", GOOD)
 def test_every_argument_of_another_shape_dtype_or_kind_is_refused(name: str) -> None:
     given = GOOD[name]
-    run = getattr(fused_maps, name)
+    run = getattr(maps, name)
     run(*given)
     for i, x in enumerate(given):
         if not isinstance(x, Tensor):
@@ -203,25 +203,25 @@ def test_every_argument_of_another_shape_dtype_or_kind_is_refused(name: str) -> 
 @pytest.mark.parametrize("gamma", [-0.1, float("inf"), float("nan")])
 def test_a_wrong_gamma_is_refused(gamma: float) -> None:
     with pytest.raises(KernelError, match="gamma is"):
-        fused_maps.conv_silu_relevance(*GOOD["conv_silu_relevance"][:4], gamma)
+        maps.conv_silu_relevance(*GOOD["conv_silu_relevance"][:4], gamma)
 
 
 def test_a_room_whose_channels_are_apart_is_refused() -> None:
     room = torch.ones(2, 3, 4, 6, 2)[..., 0]
     with pytest.raises(KernelError, match="last axis is contiguous"):
-        fused_maps.conv_silu_relevance(*GOOD["conv_silu_relevance"], out_x=room)
+        maps.conv_silu_relevance(*GOOD["conv_silu_relevance"], out_x=room)
 
 
 @pytest.mark.parametrize("name", ["after", "out_x"])
 def test_optional_arguments_are_checked(name: str) -> None:
     run = "conv_silu_relevance" if name == "out_x" else "add_layer_norm"
     with pytest.raises(KernelError, match=f"{name} has shape"):
-        getattr(fused_maps, run)(*GOOD[run], **{name: torch.ones(7)})
+        getattr(maps, run)(*GOOD[run], **{name: torch.ones(7)})
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_no_gradient_is_recorded(name: str) -> None:
     given = [x.clone().requires_grad_() if isinstance(x, Tensor) else x for x in GOOD[name]]
-    results = getattr(fused_maps, name)(*given)
+    results = getattr(maps, name)(*given)
     results = results if isinstance(results, tuple) else (results,)
     assert not any(x.requires_grad for x in results)

@@ -11,7 +11,7 @@ import torch
 from problems import DEVICE, FAST, error
 from torch import Tensor
 
-from vimlrp.kernels import fused_maps
+from vimlrp.kernels.fused import maps
 
 BACKENDS = ["reference"] + [name for name in FAST if name == "triton"]
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-2}
@@ -41,7 +41,7 @@ class Call:
 
     def __call__(self, backend: str, **outs: Tensor) -> tuple[Tensor, ...]:
         call = self.to(DEVICE.get(backend, "cpu"))
-        run = getattr(fused_maps, self.name)
+        run = getattr(maps, self.name)
         results = run(*call.args, **call.options, **outs, backend=backend)
         return (results,) if isinstance(results, Tensor) else results
 
@@ -240,16 +240,16 @@ def test_a_program_stores_its_own_positions_alone(
     backend: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Programs run one after the other in the interpreter, where the next one would repair it.
-    from vimlrp.kernels import fused_maps_triton
+    from vimlrp.kernels.fused import maps_triton
 
     call = calls(9, 20, 5, 2, batch=1)[name].to(DEVICE[backend])
-    monkeypatch.setattr(fused_maps_triton, "_walk", lambda _: (8, 1))
+    monkeypatch.setattr(maps_triton, "_walk", lambda _: (8, 1))
     create, room = torch.empty, torch.full((1, 9, 20, 5), float("nan"), device=DEVICE[backend])
     monkeypatch.setattr(
         torch, "empty", lambda *shape, **o: room if shape[0] == room.shape else create(*shape, **o)
     )
     call(backend)
-    rows = fused_maps_triton._ROWS
+    rows = maps_triton._ROWS
     assert room[:, :rows, :8].isfinite().all()
     assert room[:, rows:].isnan().all()
     assert room[:, :, 8:].isnan().all()
@@ -279,6 +279,6 @@ def test_vmamba_on_a_gpu(shape: tuple[int, int, int, int], dtype: torch.dtype) -
     for call in calls(*shape, batch=3, dtype=dtype).values():
         forced = call.check("triton", BOUNDS[dtype])
         moved_call = call.to("cuda")
-        automatic = getattr(fused_maps, call.name)(*moved_call.args, **moved_call.options)
+        automatic = getattr(maps, call.name)(*moved_call.args, **moved_call.options)
         automatic = automatic if isinstance(automatic, tuple) else (automatic,)
         assert all(torch.equal(a, f) for a, f in zip(automatic, forced, strict=True))

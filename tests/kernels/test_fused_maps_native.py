@@ -13,16 +13,11 @@ from test_fused_native import SMALLEST, floats, worst
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import (
-    compiled,
-    fused_maps,
-    fused_maps_native,
-    fused_maps_reference,
-    selective_scan_relevance,
-)
+from vimlrp.kernels import compiled, selective_scan_relevance
 from vimlrp.kernels.backends import VARIABLE
-from vimlrp.kernels.order import ScanOrder
-from vimlrp.kernels.pointwise import gamma_shares, gelu_ratio
+from vimlrp.kernels.fused import maps, maps_native, maps_reference
+from vimlrp.kernels.fused.pointwise import gamma_shares, gelu_ratio
+from vimlrp.kernels.scan.order import ScanOrder
 
 ALL = list(calls(1, 1, 1, 1))
 # Height, width, channels, routes: rows that end inside a register, and several registers.
@@ -46,7 +41,7 @@ def test_gammas(isa: str, gamma: float) -> None:
 
 def test_the_norm_of_a_constant_row_is_its_shift(isa: str) -> None:
     y, weight, bias = torch.full((1, 2, 3, 21), 3.5), random(21), random(21, seed=1)
-    normed, inverse = fused_maps.layer_norm(y, weight, bias, 1e-5, backend="native")
+    normed, inverse = maps.layer_norm(y, weight, bias, 1e-5, backend="native")
     assert torch.equal(normed, bias.expand(1, 3, 21))
     assert torch.allclose(inverse, torch.full((1, 3), 1e-5).rsqrt())
 
@@ -59,7 +54,7 @@ def test_a_large_mean_costs_no_digits_of_the_deviation(isa: str) -> None:
 def test_gelu_is_exact_over_all_floats(isa: str) -> None:
     x = torch.cat([floats(200_000), torch.linspace(-12, 12, 400_000)])
     exact = torch.special.erfc(-x.double() * 0.5**0.5) / 2
-    ratio, _ = fused_maps.gelu_relevance(
+    ratio, _ = maps.gelu_relevance(
         torch.ones(1, len(x), 16), x.view(1, -1, 1).expand(-1, -1, 16), torch.zeros(16),
         backend="native",
     )  # fmt: skip
@@ -71,7 +66,7 @@ def test_gelu_is_exact_over_all_floats(isa: str) -> None:
 
 def test_not_a_number_and_infinity_are_passed_on(isa: str) -> None:
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0]).view(1, 4, 1)
-    at_x, _ = fused_maps.gelu_relevance(torch.ones(1, 4, 1), x, torch.ones(1), backend="native")
+    at_x, _ = maps.gelu_relevance(torch.ones(1, 4, 1), x, torch.ones(1), backend="native")
     assert at_x[0, 0].isnan()
     assert at_x[0, 1:, 0].tolist() == [1.0, 0.0, 0.5]
 
@@ -79,11 +74,11 @@ def test_not_a_number_and_infinity_are_passed_on(isa: str) -> None:
 def test_a_nan_stays_with_the_outputs_that_see_it(isa: str) -> None:
     x, weight, at_u = random(1, 9, 8, 20), random(20, 3, 3), random(1, 2, 9, 8, 20)
     x[0, 4, 3, 17] = float("nan")
-    u = fused_maps.conv_silu(x, weight, None, backend="native")
+    u = maps.conv_silu(x, weight, None, backend="native")
     seen = torch.zeros_like(u, dtype=torch.bool)
     seen[0, 3:6, 2:5, 17] = True
     assert torch.equal(u.isnan(), seen)
-    at_x, _ = fused_maps.conv_silu_relevance(at_u, x, weight, None, 0.25, backend="native")
+    at_x, _ = maps.conv_silu_relevance(at_u, x, weight, None, 0.25, backend="native")
     reached = torch.zeros_like(at_x, dtype=torch.bool)
     reached[0, 2:7, 1:6, 17] = True
     assert torch.equal(at_x.isnan(), reached)
@@ -221,12 +216,12 @@ def test_it_takes_float32_alone(name: str, dtype: torch.dtype) -> None:
 def test_auto_takes_it_for_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     x = torch.ones(2)
-    assert fused_maps._programs("auto", x, None) is fused_maps_native
-    assert fused_maps._programs("auto", x, x.half()) is fused_maps_reference
-    assert fused_maps._programs("auto", x.double()) is fused_maps_reference
+    assert maps._programs("auto", x, None) is maps_native
+    assert maps._programs("auto", x, x.half()) is maps_reference
+    assert maps._programs("auto", x.double()) is maps_reference
     for forced in ("cpu", "reference"):
         monkeypatch.setenv(VARIABLE, forced)
-        assert fused_maps._programs("auto", x) is fused_maps_reference
+        assert maps._programs("auto", x) is maps_reference
 
 
 def test_without_a_library_the_twins_run(
@@ -234,10 +229,10 @@ def test_without_a_library_the_twins_run(
 ) -> None:
     monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_scan.so")
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert fused_maps._programs("auto", torch.ones(2)) is fused_maps_reference
+    assert maps._programs("auto", torch.ones(2)) is maps_reference
     assert gelu_ratio(torch.zeros(2)).tolist() == [0.5, 0.5]
     with pytest.raises(KernelError, match="has no compiled library"):
-        fused_maps._programs("native", torch.ones(2))
+        maps._programs("native", torch.ones(2))
 
 
 @needs_library
@@ -247,9 +242,9 @@ def test_the_library_refuses_calls_that_it_does_not_know() -> None:
 
     with pytest.raises(KernelError, match="refused a fused operation"):
         compiled.run_maps(Short(0))
-    for operation in (-1, len(fused_maps_native._Operation)):
+    for operation in (-1, len(maps_native._Operation)):
         with pytest.raises(KernelError, match="refused a fused operation"):
-            compiled.run_maps(fused_maps_native._Call(operation))
+            compiled.run_maps(maps_native._Call(operation))
 
 
 SHAPES = [(), (5,), (3, 1), (2, 7, 19), (2, 5, 4, 16), (0, 3)]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vimlrp.engine import FUSE_VARIABLE, fuses
 from vimlrp.errors import KernelError
-from vimlrp.kernels import compiled, fused, fused_native, fused_reference
+from vimlrp.kernels import compiled
 from vimlrp.kernels.backends import VARIABLE
+from vimlrp.kernels.fused import sequences, sequences_native, sequences_reference
 
 ALL = list(calls(1, 1, 1, 1))
 # Lengths, channels, directions and taps: rows that end inside a register, several runs of channels.
@@ -29,7 +30,7 @@ def step_of(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """The step of every value of x, (L,), in the lanes of a register, (L, 16)."""
     bias = torch.zeros(1, 16) if bias is None else bias
     low, weight = x.view(1, 1, -1, 1), torch.ones(1, 16, 1)
-    return fused_native.step(low, weight, bias)[0, 0]
+    return sequences_native.step(low, weight, bias)[0, 0]
 
 
 def floats(count: int) -> Tensor:
@@ -65,7 +66,7 @@ def test_gammas(isa: str, gamma: float) -> None:
 def test_step_is_a_product_and_softplus(isa: str, rank: int) -> None:
     low = random(2, 3, 5, rank + 7)[..., 2 : 2 + rank]
     weight, bias = random(3, 20, rank), random(3, 20)
-    dt = fused_native.step(low, weight, bias)
+    dt = sequences_native.step(low, weight, bias)
     raw = torch.einsum("bklr,ker->bkle", low.double(), weight.double()) + bias[:, None].double()
     assert error(dt, torch.logaddexp(raw, torch.zeros_like(raw))) < 2e-6
 
@@ -81,8 +82,8 @@ def test_silu_is_exact_over_all_floats(isa: str) -> None:
     x = x.expand(1, -1, 16).contiguous()
     exact = (x.double() * torch.sigmoid(x.double()))[0]
     for result in (
-        fused.gate(torch.ones_like(x).unsqueeze(1), x, 1.0, backend="native")[0],
-        fused.conv_silu(x, torch.ones(1, 16, 1), None, (False,), backend="native")[:, 0],
+        sequences.gate(torch.ones_like(x).unsqueeze(1), x, 1.0, backend="native")[0],
+        sequences.conv_silu(x, torch.ones(1, 16, 1), None, (False,), backend="native")[:, 0],
     ):
         # Where the sigmoid is smaller than the smallest number, 88 times it still counts as 0.
         assert worst(result[0], exact, 90 * SMALLEST) < 4e-7
@@ -100,11 +101,11 @@ def test_not_a_number_and_infinity_are_passed_on(isa: str) -> None:
 def test_a_nan_stays_with_the_outputs_that_see_it(isa: str) -> None:
     x, weight, at_u = random(1, 9, 40), random(2, 40, 3), random(1, 2, 9, 40)
     x[0, 4, 17] = float("nan")
-    u = fused.conv_silu(x, weight, None, (False, True), backend="native")
+    u = sequences.conv_silu(x, weight, None, (False, True), backend="native")
     seen = torch.zeros_like(u, dtype=torch.bool)
     seen[0, 0, 4:7, 17] = seen[0, 1, 2:5, 17] = True
     assert torch.equal(u.isnan(), seen)
-    at_x, _ = fused.conv_silu_relevance(
+    at_x, _ = sequences.conv_silu_relevance(
         at_u, x, weight, None, (False, True), 0.25, backend="native"
     )
     reached = torch.zeros_like(at_x, dtype=torch.bool)
@@ -246,14 +247,14 @@ def test_it_takes_float32_alone(name: str, dtype: torch.dtype) -> None:
 def test_auto_takes_it_for_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     x = torch.ones(2)
-    assert fused._programs("auto", x, None) is fused_native
-    assert fused._programs("auto", x, x.half()) is fused_reference
-    assert fused._programs("auto", x.double()) is fused_reference
-    assert fused._programs("reference", x) is fused_reference
+    assert sequences._programs("auto", x, None) is sequences_native
+    assert sequences._programs("auto", x, x.half()) is sequences_reference
+    assert sequences._programs("auto", x.double()) is sequences_reference
+    assert sequences._programs("reference", x) is sequences_reference
     for forced in ("cpu", "reference"):
         monkeypatch.setenv(VARIABLE, forced)
-        assert fused._programs("auto", x) is fused_reference
-        assert fused._programs("native", x) is fused_native
+        assert sequences._programs("auto", x) is sequences_reference
+        assert sequences._programs("native", x) is sequences_native
 
 
 @needs_library
@@ -279,10 +280,10 @@ def test_without_a_library_the_twins_run(
     monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_scan.so")
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.delenv(FUSE_VARIABLE, raising=False)
-    assert fused._programs("auto", torch.ones(2)) is fused_reference
+    assert sequences._programs("auto", torch.ones(2)) is sequences_reference
     assert not fuses(torch.ones(2))
     with pytest.raises(KernelError, match="has no compiled library"):
-        fused._programs("native", torch.ones(2))
+        sequences._programs("native", torch.ones(2))
 
 
 @needs_library
@@ -292,6 +293,6 @@ def test_the_library_refuses_calls_that_it_does_not_know() -> None:
 
     with pytest.raises(KernelError, match="refused a fused operation"):
         compiled.run_fused(Short(0))
-    for operation in (-1, len(fused_native._Operation)):
+    for operation in (-1, len(sequences_native._Operation)):
         with pytest.raises(KernelError, match="refused a fused operation"):
-            compiled.run_fused(fused_native._Call(operation))
+            compiled.run_fused(sequences_native._Call(operation))

@@ -16,8 +16,9 @@ from problems import ORDERS, Problem, error, leaf, order_of, problem
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder, library, mamba_ssm, reference
+from vimlrp.kernels import ScanOrder
 from vimlrp.kernels.extension import EXTENSION, status
+from vimlrp.kernels.scan import dispatch, mamba_ssm, reference
 
 REAL, WHY = status()
 # mamba-ssm's own tests allow 6e-4 in float32: exponentials are the fast ones of the GPU.
@@ -214,18 +215,18 @@ def test_the_operators_use_it(extension: str) -> None:
         order_of("bidirectional", 5), 5, shared=True, dtype=torch.float32, device=device(extension)
     )
     u, *rest = arguments(p)
-    y = library.scan(u.requires_grad_(), *rest, None, [False, True], "u", "mamba_ssm")
+    y = dispatch.scan(u.requires_grad_(), *rest, None, [False, True], "u", "mamba_ssm")
     (du,) = torch.autograd.grad(y.sum(), u)
     expected, gradients = p.to(torch.float64).run("reference", "input")
     assert error(y.detach(), expected) < BOUNDS[extension][torch.float32]
-    ones = library.relevance(torch.ones_like(y), *rest, None, [False, True], True, "mamba_ssm")
+    ones = dispatch.relevance(torch.ones_like(y), *rest, None, [False, True], True, "mamba_ssm")
     assert torch.equal(du, ones)
     assert gradients[0] is not None
 
 
 def test_partial_sets_of_factors_are_refused(extension: str) -> None:
     p = problem(order_of("forward", 5), 5, dtype=torch.float32, device=device(extension))
-    y = library.scan(*(leaf(x) for x in arguments(p)), None, [False], "uA", "mamba_ssm")
+    y = dispatch.scan(*(leaf(x) for x in arguments(p)), None, [False], "uA", "mamba_ssm")
     with pytest.raises(KernelError, match="through u, A; it takes grad='input' and grad='full'"):
         y.sum().backward()
 

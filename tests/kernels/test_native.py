@@ -10,8 +10,9 @@ from problems import ORDERS, Problem, assert_same, error, leaf, order_of, proble
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder, compiled, library, native, selective_scan
+from vimlrp.kernels import ScanOrder, compiled, selective_scan
 from vimlrp.kernels.backends import VARIABLE, choose
+from vimlrp.kernels.scan import dispatch, native
 
 CPU = torch.device("cpu")
 
@@ -203,11 +204,11 @@ def test_operators_pass_opcheck() -> None:
     p = problem(order_of("indexed", 5), 5, groups=2, dtype=torch.float32)
     index, reverse = p.order.index, list(p.order.reverse)
     for factors in ("u", "uABC"):
-        torch.library.opcheck(library.scan, (*p.tensors, index, reverse, factors, "native"))
+        torch.library.opcheck(dispatch.scan, (*p.tensors, index, reverse, factors, "native"))
     dy, constants = torch.randn_like(p.tensors[1]), [x.detach() for x in p.tensors]
     for shared in (True, False):
         torch.library.opcheck(
-            library.relevance, (dy, *constants[1:], index, reverse, shared, "native")
+            dispatch.relevance, (dy, *constants[1:], index, reverse, shared, "native")
         )
 
 

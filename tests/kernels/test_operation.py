@@ -11,8 +11,9 @@ from problems import error, leaf, order_of, problem
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder, backends, compiled, library, selective_scan
+from vimlrp.kernels import ScanOrder, backends, compiled, selective_scan
 from vimlrp.kernels.backends import VARIABLE, choose
+from vimlrp.kernels.scan import dispatch
 
 CPU = torch.device("cpu")
 CHANGES = [
@@ -136,7 +137,7 @@ def test_the_environment_decides_what_the_argument_leaves_open(
 
 
 def test_too_many_directions_for_triton() -> None:
-    triton = pytest.importorskip("vimlrp.kernels.triton", reason="Triton is not installed")
+    triton = pytest.importorskip("vimlrp.kernels.scan.triton", reason="Triton is not installed")
     p = problem(ScanOrder((False,) * 32), 2, dtype=torch.float32)
     u, dt, A, B, C, D = p.tensors
     with pytest.raises(KernelError, match="32 directions; it takes up to 31"):
@@ -175,13 +176,13 @@ def test_operators_pass_opcheck() -> None:
     tensors = (*p.tensors, None)
     dy = torch.randn_like(p.tensors[1])
     for factors in ("u", "uABC", "BC"):
-        torch.library.opcheck(library.scan, (*tensors, index, reverse, factors, "cpu"))
+        torch.library.opcheck(dispatch.scan, (*tensors, index, reverse, factors, "cpu"))
     constants = tuple(None if x is None else x.detach() for x in tensors)
     for shared in (True, False):
         torch.library.opcheck(
-            library.relevance, (dy, *constants[1:], index, reverse, shared, "cpu")
+            dispatch.relevance, (dy, *constants[1:], index, reverse, shared, "cpu")
         )
-    torch.library.opcheck(library.gradient, (dy, *constants, index, reverse, "uABC", "cpu"))
+    torch.library.opcheck(dispatch.gradient, (dy, *constants, index, reverse, "uABC", "cpu"))
 
 
 @pytest.mark.parametrize("grad", ["full", "input"])
@@ -203,5 +204,5 @@ def test_compiles_without_a_break(grad: str) -> None:
 
 
 def test_importing_the_kernels_does_not_import_their_triton_programs() -> None:
-    code = "import sys, vimlrp.kernels; sys.exit('vimlrp.kernels.triton' in sys.modules)"
+    code = "import sys, vimlrp.kernels; sys.exit('vimlrp.kernels.scan.triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0

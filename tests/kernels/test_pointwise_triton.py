@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import DEVICE, FAST, error
 
-from vimlrp.kernels import pointwise
+from vimlrp.kernels.fused import pointwise
 
 pytestmark = pytest.mark.skipif(
     "triton" not in FAST, reason="Triton runs in its interpreter or on a GPU"
@@ -18,7 +18,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("gamma", [0.0, 0.25, 7.0])
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 1031)])
 def test_shares_of_the_gamma_rule(poisoned, shape, gamma):
-    from vimlrp.kernels import pointwise_triton
+    from vimlrp.kernels.fused import pointwise_triton
 
     z = draw(*shape)
     z.flatten()[::3] = 0.0
@@ -32,7 +32,7 @@ def test_shares_of_the_gamma_rule(poisoned, shape, gamma):
 
 
 def test_no_number_stays_none():
-    from vimlrp.kernels import pointwise_triton
+    from vimlrp.kernels.fused import pointwise_triton
 
     z = torch.tensor([1.0, torch.nan, -2.0], device=DEVICE["triton"])
     for factors in pointwise_triton.gamma_shares(z, z.abs() + 1, 0.25):

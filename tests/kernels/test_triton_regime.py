@@ -2,7 +2,7 @@
 
 import pytest
 
-from vimlrp.kernels.triton_regime import Regime, power_of_2, regime_of
+from vimlrp.kernels.scan.triton_regime import Regime, power_of_2, regime_of
 
 SHAPES = [
     (rows * channels, length, states, channels)

@@ -27,7 +27,7 @@ def test_tiles_of_every_kind(
     monkeypatch: pytest.MonkeyPatch, order: str, length: int, chunks: int, steps: int
 ) -> None:
     # Several tiles, the last one incomplete, with chunks that begin past the end.
-    from vimlrp.kernels import triton
+    from vimlrp.kernels.scan import triton
 
     monkeypatch.setattr(triton, "_SCALAR_CHUNKS", chunks)
     monkeypatch.setattr(triton, "_SCALAR_STEPS", steps)
@@ -106,7 +106,7 @@ def test_runs_repeat_bit_for_bit() -> None:
 
 
 def test_several_states_take_the_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vimlrp.kernels import triton
+    from vimlrp.kernels.scan import triton
 
     def refuse(*_: object) -> None:
         raise RuntimeError("not for this number of states")

@@ -1,7 +1,7 @@
 """The fused operations on maps on a CUDA GPU: what their Triton programs are launched with.
 
-`fused_maps` documents and checks the arguments. Sums over the blocks of a sample are sums of
-partial results in a fixed order, without atomic additions, so that a run repeats bit for bit.
+`maps` documents and checks the arguments. Sums over the blocks of a sample are sums of partial
+results in a fixed order, without atomic additions, so that a run repeats bit for bit.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from vimlrp.kernels.fused_launch import launch, present, rows, tile, tiles, whole_rows
-from vimlrp.kernels.fused_maps_triton_kernels import (
+from vimlrp.kernels.fused.launching import launch, present, rows, tile, tiles, whole_rows
+from vimlrp.kernels.fused.maps_triton_kernels import (
     conv_silu_map_kernel,
     conv_silu_map_relevance_kernel,
     gelu_relevance_kernel,
@@ -39,7 +39,7 @@ _PROGRAMS = 1 << 11
 
 
 def layer_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`fused_maps.layer_norm`."""
+    """`maps.layer_norm`."""
     _, normed, inverse = _normalise(y, None, weight, bias, eps, None)
     return normed, inverse
 
@@ -47,7 +47,7 @@ def layer_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
 def add_layer_norm(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float, after: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused_maps.add_layer_norm`."""
+    """`maps.add_layer_norm`."""
     return _normalise(x.unsqueeze(1), branch, weight, bias, eps, after)
 
 
@@ -59,7 +59,7 @@ def layer_norm_relevance(
     inverse: Tensor,
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused_maps.layer_norm_relevance`."""
+    """`maps.layer_norm_relevance`."""
     at_normed = rows(at_normed)
     summand = at_normed if at_stream is None else rows(at_stream)
     shape, device = at_normed.shape, at_normed.device
@@ -81,7 +81,7 @@ def layer_norm_relevance(
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`fused_maps.conv_silu`."""
+    """`maps.conv_silu`."""
     x = rows(x)
     u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     chunk, programs = _walk(x)
@@ -100,7 +100,7 @@ def conv_silu_relevance(
     gamma: float,
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused_maps.conv_silu_relevance`."""
+    """`maps.conv_silu_relevance`."""
     at_u, x = rows(at_u), rows(x)
     at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out_x is None else out_x
     chunk, programs = _walk(x)
@@ -116,7 +116,7 @@ def conv_silu_relevance(
 
 
 def gelu_relevance(at: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """`fused_maps.gelu_relevance`."""
+    """`maps.gelu_relevance`."""
     at, x = rows(at), rows(x)
     at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes = tile(x.shape)

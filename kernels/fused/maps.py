@@ -1,9 +1,9 @@
 """Element-wise runs of a VMamba block as single operations, forward and in the relevance pass.
 
-What `fused` is to Vim, on maps that keep their channels last: depthwise 3 x 3 convolutions, layer
-norms, and the MLP's activation. Each function is one pass over memory. None records a gradient: a
-`..._relevance` function is the backward that the MambaLRP rules prescribe (Jafari et al., NeurIPS
-2024), for a caller that arranges the whole block.
+What `sequences` is to Vim, on maps that keep their channels last: depthwise 3 x 3 convolutions,
+layer norms, and the MLP's activation. Each function is one pass over memory. None records a
+gradient: a `..._relevance` function is the backward that the MambaLRP rules prescribe (Jafari et
+al., NeurIPS 2024), for a caller that arranges the whole block.
 
 Inputs may be float32, bfloat16 or float16 in any mixture, with float32 arithmetic inside, or
 float64 for the twin alone. They may be strided views; results have neighbouring channels side by
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import fused_maps_native, fused_maps_reference
 from vimlrp.kernels.backends import choose
 from vimlrp.kernels.dtypes import compute_dtype
-from vimlrp.kernels.fused_checks import check_kinds, check_rank, check_room, check_shape
+from vimlrp.kernels.fused import maps_native, maps_reference
+from vimlrp.kernels.fused.checks import check_kinds, check_rank, check_room, check_shape
 
 __all__ = [
     "add_layer_norm",
@@ -179,7 +179,7 @@ def conv_silu_relevance(
 ) -> tuple[Tensor, Tensor]:
     """Pass a gradient through `conv_silu`: identity rule of SiLU, then generalised LRP-gamma.
 
-    The equations are those of `fused.conv_silu_relevance`.
+    The equations are those of `sequences.conv_silu_relevance`.
 
     Args:
         at_u: Summands of the gradient at the output of `conv_silu`, one a route of the scan that
@@ -253,11 +253,11 @@ def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
             "The native fused operations take float32 alone: convert every tensor, or take 'auto'."
         )
     if chosen != "triton":
-        return fused_maps_native if chosen == "native" and wide else fused_maps_reference
+        return maps_native if chosen == "native" and wide else maps_reference
     # Imported at first use: Triton is absent on most machines without a GPU.
-    from vimlrp.kernels import fused_maps_triton
+    from vimlrp.kernels.fused import maps_triton
 
-    return fused_maps_triton
+    return maps_triton
 
 
 def _check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

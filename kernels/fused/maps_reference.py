@@ -1,7 +1,7 @@
 """The fused operations on maps as their equations say it: the twins of the fast programs.
 
-Plain PyTorch, any device, any floating dtype; `fused_maps` documents arguments and results.
-Arithmetic is float32, or float64 where any input is float64.
+Plain PyTorch, any device, any floating dtype; `maps` documents arguments and results. Arithmetic is
+float32, or float64 where any input is float64.
 """
 
 import math
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def layer_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`fused_maps.layer_norm`."""
+    """`maps.layer_norm`."""
     total = y.to(compute_dtype(y, weight, bias)).sum(1)  # (B, L, C)
     return _normalised(total, weight, bias, eps)
 
@@ -31,7 +31,7 @@ def layer_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
 def add_layer_norm(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float, after: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused_maps.add_layer_norm`."""
+    """`maps.add_layer_norm`."""
     total = x.to(compute_dtype(x, branch, weight, bias, after)) + branch
     stream = total if after is None else total + after
     return stream.to(x.dtype).contiguous(), *_normalised(total, weight, bias, eps)
@@ -45,7 +45,7 @@ def layer_norm_relevance(
     inverse: Tensor,
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused_maps.layer_norm_relevance`: `rules.ConstantNormaliser` by hand."""
+    """`maps.layer_norm_relevance`: `rules.ConstantNormaliser` by hand."""
     dtype = compute_dtype(at_normed, at_stream, weight, bias, inverse, after)
     at = at_normed.to(dtype)
     absorbed = _absorbed(at, bias)
@@ -59,7 +59,7 @@ def layer_norm_relevance(
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`fused_maps.conv_silu`."""
+    """`maps.conv_silu`."""
     dtype = compute_dtype(x, weight, bias)
     return F.silu(_convolve(x.to(dtype), weight, bias)).to(x.dtype).contiguous()
 
@@ -72,7 +72,7 @@ def conv_silu_relevance(
     gamma: float,
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused_maps.conv_silu_relevance`: `rules.Identity` of SiLU, then `rules.Gamma`, by hand."""
+    """`maps.conv_silu_relevance`: `rules.Identity` of SiLU, then `rules.Gamma`, by hand."""
     dtype = compute_dtype(at_u, x, weight, bias)
     wide, half = x.to(dtype), 0.5 * gamma
     c = _convolve(wide, weight, bias)  # (B, H, W, C)
@@ -95,7 +95,7 @@ def conv_silu_relevance(
 
 
 def gelu_relevance(at: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """`fused_maps.gelu_relevance`: `rules.Identity` of GELU, whose ratio is Phi(x)."""
+    """`maps.gelu_relevance`: `rules.Identity` of GELU, whose ratio is Phi(x)."""
     dtype = compute_dtype(at, x, bias)
     ratio = (x.to(dtype) * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
     at_x = ratio.mul_(at)

@@ -1,7 +1,7 @@
 """The fused operations on maps on a CPU in C++, in float32: what their programs are called with.
 
-`fused_maps` documents and checks the arguments. What a bias absorbs is summed per row or per
-channel, and those sums in a fixed order, so that a result does not depend on the number of threads.
+`maps` documents and checks the arguments. What a bias absorbs is summed per row or per channel, and
+those sums in a fixed order, so that a result does not depend on the number of threads.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ class _Call(ctypes.Structure):
 
 
 def layer_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`fused_maps.layer_norm`."""
+    """`maps.layer_norm`."""
     y = _near(y)
     batch, routes, length, channels = y.shape
     normed, inverse = _empty(batch, length, channels), _empty(batch, length)
@@ -80,7 +80,7 @@ def layer_norm(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
 def add_layer_norm(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float, after: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused_maps.add_layer_norm`."""
+    """`maps.add_layer_norm`."""
     x, branch = _near(x), _near(branch)
     stream, normed, inverse = _empty(*x.shape), _empty(*x.shape), _empty(*x.shape[:2])
     _run(
@@ -98,7 +98,7 @@ def layer_norm_relevance(
     inverse: Tensor,
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused_maps.layer_norm_relevance`."""
+    """`maps.layer_norm_relevance`."""
     given = [_near(x) for x in (at_normed, at_stream) if x is not None]
     out, sums = _empty(*at_normed.shape), _empty(2, *inverse.shape)
     _run(
@@ -111,7 +111,7 @@ def layer_norm_relevance(
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`fused_maps.conv_silu`."""
+    """`maps.conv_silu`."""
     x, u = _near(x), _empty(*x.shape)
     _run(
         _Operation.CONV_SILU, [_cells(x)], [_cells(u)], _sides_of_map(x),
@@ -128,7 +128,7 @@ def conv_silu_relevance(
     gamma: float,
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused_maps.conv_silu_relevance`."""
+    """`maps.conv_silu_relevance`."""
     at_u, x = _near(at_u), _near(x)
     at_x = _empty(*x.shape) if out_x is None else out_x
     absorbed = _empty(len(x), 0 if bias is None else x.shape[3])
@@ -141,7 +141,7 @@ def conv_silu_relevance(
 
 
 def gelu_relevance(at: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """`fused_maps.gelu_relevance`."""
+    """`maps.gelu_relevance`."""
     at, x = _near(at), _near(x)
     out, absorbed = _empty(*x.shape), _empty(*x.shape[:2])
     _run(

@@ -1,6 +1,6 @@
-"""The fused operations on a CUDA GPU: what their Triton programs are launched with.
+"""The fused operations on sequences on a CUDA GPU: what the Triton programs are launched with.
 
-`fused` documents and checks the arguments. Sums over the blocks of a sample are sums of partial
+`sequences` documents and checks the arguments. Sums over the blocks of a sample are sums of partial
 results in a fixed order, without atomic additions, so that a run repeats bit for bit.
 """
 
@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from vimlrp.kernels.fused_launch import launch, present, rows, tile, tiles, whole_rows
-from vimlrp.kernels.fused_triton_kernels import (
+from vimlrp.kernels.fused.launching import launch, present, rows, tile, tiles, whole_rows
+from vimlrp.kernels.fused.sequences_triton_kernels import (
     add_rms_norm_kernel,
     conv_silu_kernel,
     conv_silu_relevance_kernel,
@@ -45,7 +45,7 @@ _THREADS = 1 << 19
 def add_rms_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused.add_rms_norm`."""
+    """`sequences.add_rms_norm`."""
     hidden, weight = rows(hidden), weight.contiguous()
     summand = hidden if residual is None else rows(residual)
     shape = hidden.shape
@@ -64,7 +64,7 @@ def add_rms_norm(
 def norm_relevance(
     at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`fused.norm_relevance`."""
+    """`sequences.norm_relevance`."""
     at_normed, weight = rows(at_normed), weight.contiguous()
     summand = at_normed if at_stream is None else rows(at_stream)
     shape = at_normed.shape
@@ -81,7 +81,7 @@ def norm_relevance(
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:
-    """`fused.conv_silu`."""
+    """`sequences.conv_silu`."""
     x = rows(x)
     u = _directions_first((len(x), len(weight), *x.shape[1:]), x)
     chunk, sizes = _walk(x, weight, bias, reverse, _UNROLL)
@@ -101,7 +101,7 @@ def conv_silu_relevance(
     gamma: float,
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused.conv_silu_relevance`."""
+    """`sequences.conv_silu_relevance`."""
     at_u, x = rows(at_u), rows(x)
     at_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out_x is None else out_x
     chunk, sizes = _walk(x, weight, bias, reverse, _UNROLL_RELEVANCE)
@@ -117,7 +117,7 @@ def conv_silu_relevance(
 
 
 def gate(y: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`fused.gate`."""
+    """`sequences.gate`."""
     y, z = rows(y), rows(z)
     gated, signal = (torch.empty(z.shape, dtype=y.dtype, device=y.device) for _ in range(2))
     sizes = tile(z.shape)
@@ -137,7 +137,7 @@ def gate_relevance(
     scale: float,
     out_z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused.gate_relevance`."""
+    """`sequences.gate_relevance`."""
     at_gated, signal, z = rows(at_gated), rows(signal), rows(z)
     at_y = torch.empty(z.shape, dtype=signal.dtype, device=z.device)
     at_z = torch.empty(z.shape, dtype=z.dtype, device=z.device) if out_z is None else out_z
@@ -151,7 +151,7 @@ def gate_relevance(
 
 
 def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`fused.step`."""
+    """`sequences.step`."""
     low = rows(low)
     batch, directions, length, rank = low.shape
     channels = weight.shape[1]

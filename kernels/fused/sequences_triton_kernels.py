@@ -1,4 +1,4 @@
-"""The Triton programs of the fused operations.
+"""The Triton programs of the fused operations on sequences.
 
 The convolution's programs walk along the sequence with one channel a thread: the W inputs under
 the taps stay in registers, so that nothing is read twice. A direction that runs forwards has its

@@ -5,8 +5,8 @@ from collections.abc import Collection
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels.order import ScanOrder
-from vimlrp.kernels.reference import FACTORS
+from vimlrp.kernels.scan.order import ScanOrder
+from vimlrp.kernels.scan.reference import FACTORS
 
 __all__ = ["check_tensors", "factor_set"]
 

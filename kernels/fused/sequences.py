@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import fused_native, fused_reference
 from vimlrp.kernels.backends import choose
 from vimlrp.kernels.dtypes import compute_dtype
-from vimlrp.kernels.fused_checks import check_kinds, check_rank, check_room, check_shape
+from vimlrp.kernels.fused import sequences_native, sequences_reference
+from vimlrp.kernels.fused.checks import check_kinds, check_rank, check_room, check_shape
 
 __all__ = [
     "add_rms_norm",
@@ -284,11 +284,11 @@ def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
             "The native fused operations take float32 alone: convert every tensor, or take 'auto'."
         )
     if chosen != "triton":
-        return fused_native if chosen == "native" and wide else fused_reference
+        return sequences_native if chosen == "native" and wide else sequences_reference
     # Imported at first use: Triton is absent on most machines without a GPU.
-    from vimlrp.kernels import fused_triton
+    from vimlrp.kernels.fused import sequences_triton
 
-    return fused_triton
+    return sequences_triton
 
 
 def _check_convolution(

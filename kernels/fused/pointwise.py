@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vimlrp.kernels import fused_maps_native
 from vimlrp.kernels.backends import choose
+from vimlrp.kernels.fused import maps_native
 
 __all__ = ["gamma_shares", "gelu_ratio"]
 
@@ -33,13 +33,13 @@ def gamma_shares(z: Tensor, magnitude: Tensor, gamma: float) -> tuple[Tensor, Te
     """
     if _is_dense(z, magnitude) and choose("auto", z.device, z.dtype) == "triton":
         # Imported at first use: Triton is absent on most machines without a GPU.
-        from vimlrp.kernels import pointwise_triton
+        from vimlrp.kernels.fused import pointwise_triton
 
         return pointwise_triton.gamma_shares(z, magnitude, gamma)
     restore = _restore(z, magnitude)
     if restore is not None:
         rows = (_rows(z), _rows(magnitude))
-        at_z, at_magnitude = map(restore, fused_maps_native.gamma_shares(*rows, gamma))
+        at_z, at_magnitude = map(restore, maps_native.gamma_shares(*rows, gamma))
         return at_z, at_magnitude
     half, none, sign = 0.5 * gamma, z == 0, z.sign()
     # In place, since fresh memory is what costs time.
@@ -61,7 +61,7 @@ def gelu_ratio(x: Tensor) -> Tensor:
     """
     restore = _restore(x)
     if restore is not None:
-        return restore(fused_maps_native.gelu_ratio(_rows(x)))
+        return restore(maps_native.gelu_ratio(_rows(x)))
     # In place on the first product: four passes over memory are most of its time.
     return (x * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
 

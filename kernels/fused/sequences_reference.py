@@ -1,7 +1,7 @@
-"""The fused operations as their equations say it: the twins that the fast programs must match.
+"""The fused operations on sequences as their equations say it: the twins of the fast programs.
 
-Plain PyTorch, any device, any floating dtype; `fused` documents arguments and results. Arithmetic
-is float32, or float64 where any input is float64.
+Plain PyTorch, any device, any floating dtype; `sequences` documents arguments and results.
+Arithmetic is float32, or float64 where any input is float64.
 """
 
 import torch
@@ -24,7 +24,7 @@ __all__ = [
 def add_rms_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused.add_rms_norm`."""
+    """`sequences.add_rms_norm`."""
     dtype = compute_dtype(hidden, residual, weight)
     stream = hidden.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if residual is not None:
@@ -37,7 +37,7 @@ def add_rms_norm(
 def norm_relevance(
     at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`fused.norm_relevance`."""
+    """`sequences.norm_relevance`."""
     dtype = compute_dtype(at_normed, at_stream, weight, inverse)
     out = at_normed.to(dtype) * weight * inverse.unsqueeze(-1)
     out = (out if at_stream is None else at_stream + out).contiguous()
@@ -45,7 +45,7 @@ def norm_relevance(
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:
-    """`fused.conv_silu`."""
+    """`sequences.conv_silu`."""
     products = _products(x, weight, bias, reverse)  # (B, K, L, E, W)
     return F.silu(_total(products, bias)).to(x.dtype)
 
@@ -59,7 +59,7 @@ def conv_silu_relevance(
     gamma: float,
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused.conv_silu_relevance`: `rules.Identity` of SiLU, then `rules.Gamma`, by hand."""
+    """`sequences.conv_silu_relevance`: `rules.Identity` of SiLU, then `rules.Gamma`, by hand."""
     products = _products(x, weight, bias, reverse)  # (B, K, L, E, W)
     c = _total(products, bias)
     magnitude = _total(products.abs(), None if bias is None else bias.abs())
@@ -80,7 +80,7 @@ def conv_silu_relevance(
 
 
 def gate(y: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`fused.gate`."""
+    """`sequences.gate`."""
     dtype = compute_dtype(y, z)
     signal = scale * y.to(dtype).sum(1)  # (B, L, E)
     gated = (signal * F.silu(z.to(dtype))).to(y.dtype)
@@ -96,7 +96,7 @@ def gate_relevance(
     scale: float,
     out_z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused.gate_relevance`: `rules.Share` of the gate, `rules.Identity` of its SiLU."""
+    """`sequences.gate_relevance`: `rules.Share` of the gate, `rules.Identity` of its SiLU."""
     dtype = compute_dtype(at_gated, signal, z)
     at, wide = at_gated.to(dtype), z.to(dtype)
     at_y = (at * F.silu(wide) * (share_signal * scale)).to(signal.dtype)
@@ -107,7 +107,7 @@ def gate_relevance(
 
 
 def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`fused.step`."""
+    """`sequences.step`."""
     dtype = compute_dtype(low, weight, bias)
     raw = low.to(dtype) @ weight.to(dtype).transpose(1, 2) + bias.to(dtype).unsqueeze(1)
     return F.softplus(raw).to(low.dtype).contiguous()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vimlrp.kernels import blocked, blocked_full, mamba_ssm, native
+from vimlrp.kernels.scan import blocked, blocked_full, mamba_ssm, native
 
 __all__ = ["scan"]
 
@@ -34,7 +34,7 @@ def _implementation(backend: str) -> _Implementation:
     if backend == "mamba_ssm":
         return _Implementation(mamba_ssm.forward, mamba_ssm.input_backward, mamba_ssm.full_backward)
     # Imported at first use: Triton is absent on most machines without a GPU.
-    from vimlrp.kernels import triton
+    from vimlrp.kernels.scan import triton
 
     return _Implementation(triton.forward, triton.input_backward, triton.full_backward)
 

@@ -14,7 +14,7 @@ it are read twice. The other programs take a tile of rows of channels each.
 import triton
 import triton.language as tl
 
-from vimlrp.kernels.fused_triton_kernels import exp, passed, sigmoid, tile, with_sign
+from vimlrp.kernels.fused.sequences_triton_kernels import exp, passed, sigmoid, tile, with_sign
 
 __all__ = [
     "conv_silu_map_kernel",
@@ -111,7 +111,7 @@ def conv_silu_map_relevance_kernel(
 ):  # fmt: skip
     """The gradient at a band of inputs, and what the bias absorbs at its positions.
 
-    As in `fused_triton_kernels.conv_silu_relevance_kernel`, s w (1 + gamma / 2) and
+    As in `sequences_triton_kernels.conv_silu_relevance_kernel`, s w (1 + gamma / 2) and
     sign(x) sign(c) s |w| gamma / 2 are summed over the windows that hold an input, and the input's
     sign multiplies the second sum at the end. A band passes relevance from the outputs one row
     above to one row below it, which see inputs one row further; an input's sum is complete once

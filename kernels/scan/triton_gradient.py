@@ -11,7 +11,7 @@ read by stride and position, so neither a scan order nor a layout costs a copy.
 import triton
 import triton.language as tl
 
-from vimlrp.kernels.triton_common import LOG2_E, base, positions, program, walk
+from vimlrp.kernels.scan.triton_common import LOG2_E, base, positions, program, walk
 
 __all__ = ["gradient_kernel", "states_kernel"]
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from vimlrp.kernels.blocked import Scan, contract, input_gradient
 from vimlrp.kernels.dtypes import compute_dtype
+from vimlrp.kernels.scan.blocked import Scan, contract, input_gradient
 
 __all__ = ["full_backward"]
 

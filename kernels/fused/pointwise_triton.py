@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vimlrp.kernels.fused_launch import launch
+from vimlrp.kernels.fused.launching import launch
 
 __all__ = ["gamma_shares"]
 

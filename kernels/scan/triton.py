@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vimlrp.errors import KernelError
 from vimlrp.kernels.launching import on_device
-from vimlrp.kernels.triton_chunked import chunked_kernel, scalar_kernel
-from vimlrp.kernels.triton_gradient import gradient_kernel, states_kernel
-from vimlrp.kernels.triton_gradient_scalar import kept_kernel, scalar_gradient_kernel
-from vimlrp.kernels.triton_regime import Regime, power_of_2, regime_of
-from vimlrp.kernels.triton_sequential import sequential_kernel
+from vimlrp.kernels.scan.triton_chunked import chunked_kernel, scalar_kernel
+from vimlrp.kernels.scan.triton_gradient import gradient_kernel, states_kernel
+from vimlrp.kernels.scan.triton_gradient_scalar import kept_kernel, scalar_gradient_kernel
+from vimlrp.kernels.scan.triton_regime import Regime, power_of_2, regime_of
+from vimlrp.kernels.scan.triton_sequential import sequential_kernel
 
 __all__ = ["forward", "full_backward", "input_backward"]
 

@@ -1,7 +1,7 @@
-"""The fused operations on a CPU in C++, in float32: what their programs are called with.
+"""The fused operations on sequences on a CPU in C++, in float32: what the programs are called with.
 
-`fused` documents and checks the arguments. What the bias of a convolution absorbs is summed per run
-of channels, and those sums in a fixed order, so that a result does not depend on the number of
+`sequences` documents and checks the arguments. What the bias of a convolution absorbs is summed per
+run of channels, and those sums in a fixed order, so that a result does not depend on the number of
 threads.
 """
 
@@ -67,7 +67,7 @@ class _Call(ctypes.Structure):
 def add_rms_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused.add_rms_norm`."""
+    """`sequences.add_rms_norm`."""
     inputs = [_rows(hidden)] if residual is None else [_rows(hidden), _rows(residual)]
     stream, normed = _empty(*hidden.shape), _empty(*hidden.shape)
     inverse = _empty(*hidden.shape[:2])
@@ -81,7 +81,7 @@ def add_rms_norm(
 def norm_relevance(
     at_normed: Tensor, at_stream: Tensor | None, weight: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`fused.norm_relevance`."""
+    """`sequences.norm_relevance`."""
     inputs = [_rows(at_normed)] if at_stream is None else [_rows(at_normed), _rows(at_stream)]
     out = _empty(*at_normed.shape)
     _run(
@@ -92,7 +92,7 @@ def norm_relevance(
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: tuple[bool, ...]) -> Tensor:
-    """`fused.conv_silu`."""
+    """`sequences.conv_silu`."""
     u = _empty(len(x), len(weight), *x.shape[1:])
     _run(
         _Operation.CONV_SILU, [_rows(x)], [u], weight=_taps(weight), bias=_whole(bias),
@@ -110,7 +110,7 @@ def conv_silu_relevance(
     gamma: float,
     out_x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused.conv_silu_relevance`."""
+    """`sequences.conv_silu_relevance`."""
     at_x = _empty(*x.shape) if out_x is None else out_x
     runs = 0 if bias is None else -(-x.shape[2] // compiled.run_of_channels())
     absorbed = _empty(len(x), runs)
@@ -124,7 +124,7 @@ def conv_silu_relevance(
 
 
 def gate(y: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`fused.gate`."""
+    """`sequences.gate`."""
     gated, signal = _empty(*z.shape), _empty(*z.shape)
     _run(_Operation.GATE, [_rows(y), _rows(z)], [gated, signal], directions=y.shape[1], first=scale)
     return gated, signal
@@ -139,7 +139,7 @@ def gate_relevance(
     scale: float,
     out_z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fused.gate_relevance`."""
+    """`sequences.gate_relevance`."""
     at_y = _empty(*z.shape)
     at_z = _empty(*z.shape) if out_z is None else out_z
     _run(
@@ -150,7 +150,7 @@ def gate_relevance(
 
 
 def step(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`fused.step`: the product by PyTorch, bias and softplus in its place."""
+    """`sequences.step`: the product by PyTorch, bias and softplus in its place."""
     dt = (low @ weight.transpose(1, 2)).contiguous()  # (B, K, L, E)
     _run(_Operation.SOFTPLUS, [dt], [dt], bias=bias.contiguous(), directions=dt.shape[1])
     return dt

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.kernels.dtypes import compute_dtype
-from vimlrp.kernels.order import visited
+from vimlrp.kernels.scan.order import visited
 
 __all__ = ["FACTORS", "scan"]
 

@@ -15,8 +15,8 @@ that neither is found by subtraction.
 import triton
 import triton.language as tl
 
-from vimlrp.kernels.triton_chunked import join_both, load_rows
-from vimlrp.kernels.triton_common import LOG2_E, base, program, walk
+from vimlrp.kernels.scan.triton_chunked import join_both, load_rows
+from vimlrp.kernels.scan.triton_common import LOG2_E, base, program, walk
 
 __all__ = ["kept_kernel", "scalar_gradient_kernel"]
 

@@ -5,11 +5,11 @@ from collections.abc import Collection
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import library, reference
 from vimlrp.kernels.backends import choose
-from vimlrp.kernels.checks import check_tensors, factor_set
 from vimlrp.kernels.dtypes import compute_dtype
-from vimlrp.kernels.order import ScanOrder
+from vimlrp.kernels.scan import dispatch, reference
+from vimlrp.kernels.scan.checks import check_tensors, factor_set
+from vimlrp.kernels.scan.order import ScanOrder
 
 __all__ = ["selective_scan", "selective_scan_relevance"]
 
@@ -69,7 +69,7 @@ def selective_scan(
     index, reverse = order.index_on(dt.device), list(order.reverse)
     if chosen == "reference":
         return reference.scan(u, dt, A, B, C, D, index, reverse, factors)
-    y: Tensor = library.scan(u, dt, A, B, C, D, index, reverse, factors, chosen)
+    y: Tensor = dispatch.scan(u, dt, A, B, C, D, index, reverse, factors, chosen)
     return y
 
 
@@ -118,5 +118,5 @@ def selective_scan_relevance(
         )
     B, C = (x if x.dim() == 5 else x.unsqueeze(3) for x in (B, C))
     index, reverse = order.index_on(dt.device), list(order.reverse)
-    at_u: Tensor = library.relevance(at_y, dt, A, B, C, D, index, reverse, summed, chosen)
+    at_u: Tensor = dispatch.relevance(at_y, dt, A, B, C, D, index, reverse, summed, chosen)
     return at_u

@@ -18,7 +18,7 @@ widen to float32 by a shift and a mask; the state then is two tiles, the even an
 import triton
 import triton.language as tl
 
-from vimlrp.kernels.triton_common import LOG2_E, base, positions, program, walk
+from vimlrp.kernels.scan.triton_common import LOG2_E, base, positions, program, walk
 
 __all__ = ["sequential_kernel"]
 

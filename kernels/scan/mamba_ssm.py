@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels.blocked import in_order
 from vimlrp.kernels.extension import EXTENSION
-from vimlrp.kernels.order import visited
-from vimlrp.kernels.reference import FACTORS
+from vimlrp.kernels.scan.blocked import in_order
+from vimlrp.kernels.scan.order import visited
+from vimlrp.kernels.scan.reference import FACTORS
 
 __all__ = ["forward", "full_backward", "input_backward"]
 

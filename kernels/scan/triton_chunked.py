@@ -16,7 +16,7 @@ and carries the state to the next ones.
 import triton
 import triton.language as tl
 
-from vimlrp.kernels.triton_common import LOG2_E, base, positions, program, walk
+from vimlrp.kernels.scan.triton_common import LOG2_E, base, positions, program, walk
 
 __all__ = ["chunked_kernel", "scalar_kernel"]
 
