@@ -1,4 +1,4 @@
-"""The fused operations in C++: every instruction set of this processor against float64."""
+"""The fused operations on sequences in C++: each instruction set of this processor and float64."""
 
 import ctypes
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 import torch
 from installed import needs_library
 from problems import error
-from test_fused_agree import WRITING, Call, calls, random
+from test_sequences_agree import WRITING, Call, calls, random
 from torch import Tensor
 
 from vimlrp.engine import FUSE_VARIABLE, fuses

@@ -8,8 +8,8 @@ import pytest
 import torch
 from installed import BUILT, needs_library
 from problems import error
-from test_fused_maps_agree import Call, calls, random
-from test_fused_native import SMALLEST, floats, worst
+from test_maps_agree import Call, calls, random
+from test_sequences_native import SMALLEST, floats, worst
 from torch import Tensor
 
 from vimlrp.errors import KernelError

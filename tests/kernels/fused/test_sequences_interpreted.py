@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the Triton programs themselves")
 def test_fused_programs_agree_with_their_twins_in_the_interpreter() -> None:
-    file = Path(__file__).parent / "test_fused_agree.py"
+    file = Path(__file__).parent / "test_sequences_agree.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(
         [*command, "-k", "triton or written"],

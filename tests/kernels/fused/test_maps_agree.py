@@ -1,6 +1,6 @@
 """The fused operations on maps in every dtype and backend against their twins in float64.
 
-`test_fused_maps_interpreted` runs the Triton programs of this file where there is no GPU.
+`test_maps_interpreted` runs the Triton programs of this file where there is no GPU.
 """
 
 from collections.abc import Callable

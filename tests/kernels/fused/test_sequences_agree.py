@@ -1,6 +1,6 @@
-"""The fused operations in every dtype and backend against their twins in float64.
+"""The fused operations on sequences in every dtype and backend against their twins in float64.
 
-`test_fused_interpreted` runs the Triton programs of this file where there is no GPU.
+`test_sequences_interpreted` runs the Triton programs of this file where there is no GPU.
 """
 
 from collections.abc import Callable
