@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import mamba_ssm, native
+from vimlrp.kernels import compiled, extension
 
 __all__ = ["VARIABLE", "Backend", "backends", "choose"]
 
@@ -113,9 +113,9 @@ def _triton() -> tuple[bool, str]:
 _VERDICTS: dict[str, Callable[[], tuple[bool, str]]] = {
     "reference": lambda: (True, "plain PyTorch, runs on any device"),
     "cpu": lambda: (True, "blocked PyTorch loop, runs on any CPU"),
-    "native": native.status,
+    "native": compiled.status,
     "triton": _triton,
-    "mamba_ssm": mamba_ssm.status,
+    "mamba_ssm": extension.status,
 }
 
 

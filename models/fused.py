@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vimlrp.kernels import ScanOrder, fused, selective_scan, selective_scan_relevance
+from vimlrp.kernels import ScanOrder, selective_scan, selective_scan_relevance
+from vimlrp.kernels.fused import sequences
 from vimlrp.kernels.products import product, product_each
 from vimlrp.models.mixer import BidirectionalMixer
 from vimlrp.rules import (
@@ -70,7 +71,7 @@ class Plan:
 
     def step(self, low: Tensor) -> Tensor:
         """Step (B, 2, L, E) out of its low-rank input (B, 2, L, R)."""
-        return fused.step(low, *self.dt_proj)
+        return sequences.step(low, *self.dt_proj)
 
 
 _ORDER = ScanOrder.bidirectional()
@@ -251,17 +252,17 @@ class _FusedBlock(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, residual: Tensor | None, plan: Plan, block: Any, ledger: Any
     ) -> tuple[Tensor, Tensor]:
-        stream, normed, inverse = fused.add_rms_norm(hidden, residual, plan.norm, plan.eps)
+        stream, normed, inverse = sequences.add_rms_norm(hidden, residual, plan.norm, plan.eps)
         xz = product(normed, plan.in_proj)
         x, z = xz.chunk(2, dim=-1)
-        u = fused.conv_silu(x, *plan.conv, _REVERSE)
+        u = sequences.conv_silu(x, *plan.conv, _REVERSE)
         projected = _project(u, plan.x_proj)  # (B, 2, L, R + 2N + rows of padding)
         low, b, c, _ = projected.split(plan.sizes, dim=-1)
         dt = plan.step(low)
         y = selective_scan(u, dt, plan.A, b, c, plan.D, order=_ORDER, grad="input")
         large = (normed, None, None) if _recomputes(hidden) else (None, xz, dt)
         del u, dt  # before the gate needs room
-        gated, signal = fused.gate(y, z, plan.scale)
+        gated, signal = sequences.gate(y, z, plan.scale)
         del y
         ctx.save_for_backward(*large, inverse, projected, signal)
         ctx.plan, ctx.block, ctx.ledger = plan, block, ledger
@@ -277,7 +278,7 @@ class _FusedBlock(torch.autograd.Function):
         x, z = xz.chunk(2, dim=-1)
         at_xz = torch.empty_like(xz)
         at_x, at_z = at_xz.chunk(2, dim=-1)
-        at_y, _ = fused.gate_relevance(
+        at_y, _ = sequences.gate_relevance(
             product(at_out, plan.out_proj.t()),
             signal, z, *plan.share, plan.scale, out_z=at_z,
         )  # fmt: skip
@@ -286,11 +287,11 @@ class _FusedBlock(torch.autograd.Function):
         at_y = at_y.unsqueeze(1).expand(-1, 2, -1, -1)
         at_u = selective_scan_relevance(at_y, dt, plan.A, b, c, plan.D, order=_ORDER)
         del dt, at_y  # before the convolution's relevance needs room
-        _, absorbed = fused.conv_silu_relevance(
+        _, absorbed = sequences.conv_silu_relevance(
             at_u, x, *plan.conv, _REVERSE, plan.gamma, out_x=at_x
         )
         del at_u
         ctx.ledger.append(Absorption("bias: convolution", ctx.block.mixer.conv1d, absorbed))
         at_normed = product(at_xz, plan.in_proj.t())
-        at, narrow = fused.norm_relevance(at_normed, at_stream, plan.norm, inverse)
+        at, narrow = sequences.norm_relevance(at_normed, at_stream, plan.norm, inverse)
         return narrow.to(ctx.dtype), None if ctx.first else at, None, None, None

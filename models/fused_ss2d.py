@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vimlrp.kernels import ScanOrder, fused, fused_maps, selective_scan, selective_scan_relevance
+from vimlrp.kernels import ScanOrder, selective_scan, selective_scan_relevance
+from vimlrp.kernels.fused import maps, sequences
 from vimlrp.kernels.products import product
 from vimlrp.rules import (
     ConstantFactors,
@@ -86,7 +87,7 @@ class Plan:
 
     def step(self, low: Tensor) -> Tensor:
         """Step (B, 4, L, E) out of its low-rank input (B, 4, L, R)."""
-        return fused.step(low, self.dt_proj.weight, self.dt_proj.bias)
+        return sequences.step(low, self.dt_proj.weight, self.dt_proj.bias)
 
 
 # Values of a map up to which its steps, four times as many, are kept for the backward: 64 images
@@ -246,7 +247,7 @@ def _recomputes(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """What the mixer's backward needs: (B, L, ...) each, `fused_maps` says what."""
+    """What the mixer's backward needs: (B, L, ...) each, `maps` says what."""
 
     inverse: Tensor
     xz: Tensor
@@ -258,20 +259,18 @@ class _Mixed:
 
 def _mix(plan: Plan, x: Tensor, sides: torch.Size, order: ScanOrder) -> tuple[Tensor, _Mixed]:
     """The mixer's branch of a stream (B, L, C), and what its backward needs."""
-    normed, inverse = fused_maps.layer_norm(
-        x.unsqueeze(1), plan.norm.weight, plan.norm.bias, plan.eps[0]
-    )
+    normed, inverse = maps.layer_norm(x.unsqueeze(1), plan.norm.weight, plan.norm.bias, plan.eps[0])
     xz = product(normed, plan.in_proj)
     inner = plan.D.shape[1]
-    u = fused_maps.conv_silu(xz[..., :inner].unflatten(1, sides), *plan.conv).flatten(1, 2)
+    u = maps.conv_silu(xz[..., :inner].unflatten(1, sides), *plan.conv).flatten(1, 2)
     projected = product(u, plan.x_proj)
     low, b, c = plan.routes(projected)
     dt = plan.step(low)
     y = selective_scan(u, dt, plan.A, b, c, plan.D, order=order, grad="input")
-    out, spread = fused_maps.layer_norm(y, plan.out_norm.weight, plan.out_norm.bias, plan.eps[1])
+    out, spread = maps.layer_norm(y, plan.out_norm.weight, plan.out_norm.bias, plan.eps[1])
     signal = None
     if plan.share is not None:
-        out, signal = fused.gate(out.unsqueeze(1), xz[..., inner:], 1.0)
+        out, signal = sequences.gate(out.unsqueeze(1), xz[..., inner:], 1.0)
     kept = _Mixed(inverse, xz, projected, None if _recomputes(x) else dt, spread, signal)
     return product(out, plan.out_proj), kept
 
@@ -297,8 +296,10 @@ def _unmix(
     at_normed = product(at_out, plan.out_proj.t())
     if plan.share is not None and kept.signal is not None:
         z, at_z = kept.xz[..., inner:], at_xz[..., inner:]
-        at_normed, _ = fused.gate_relevance(at_normed, kept.signal, z, *plan.share, 1.0, out_z=at_z)
-    at_y, absorbed, _ = fused_maps.layer_norm_relevance(
+        at_normed, _ = sequences.gate_relevance(
+            at_normed, kept.signal, z, *plan.share, 1.0, out_z=at_z
+        )
+    at_y, absorbed, _ = maps.layer_norm_relevance(
         at_normed, None, plan.out_norm.weight, plan.out_norm.bias, kept.spread
     )
     books.note(mixer.out_norm, absorbed)
@@ -309,7 +310,7 @@ def _unmix(
     at_u = selective_scan_relevance(
         at_y, dt, plan.A, b, c, plan.D, order=order, summed=not at_y.is_cuda
     )
-    _, absorbed = fused_maps.conv_silu_relevance(
+    _, absorbed = maps.conv_silu_relevance(
         at_u.unflatten(2, sides), kept.xz[..., :inner].unflatten(1, sides), *plan.conv,
         plan.gamma, out_x=at_xz[..., :inner].unflatten(1, sides),
     )  # fmt: skip
@@ -341,7 +342,7 @@ class _FusedBlock(torch.autograd.Function):
         else:
             norm, first, second = plan.mlp
             # The bias of the second layer joins the stream here, and its product in place.
-            out, normed, inverse = fused_maps.add_layer_norm(
+            out, normed, inverse = maps.add_layer_norm(
                 x, branch, norm.weight, norm.bias, plan.eps[2], after=second.bias
             )
             hidden = product(normed, first.weight, first.bias)
@@ -359,11 +360,11 @@ class _FusedBlock(torch.autograd.Function):
         at, mixed = gradients[0].flatten(1, 2), _Mixed(*kept)
         if plan.mlp is not None:
             norm, first, second = plan.mlp
-            at_hidden, absorbed = fused_maps.gelu_relevance(
+            at_hidden, absorbed = maps.gelu_relevance(
                 product(at, second.weight.t()), hidden, first.bias
             )
             books.note(block.mlp.fc1, absorbed)
-            at, absorbed, by_second = fused_maps.layer_norm_relevance(
+            at, absorbed, by_second = maps.layer_norm_relevance(
                 product(at_hidden, first.weight.t()),
                 at,
                 norm.weight,
@@ -374,7 +375,7 @@ class _FusedBlock(torch.autograd.Function):
             books.note(block.norm2, absorbed)
             books.note(block.mlp.fc2, by_second)
         at_normed = _unmix(plan, block.op, mixed, at, ctx.sides, ctx.order, books)
-        at, absorbed, _ = fused_maps.layer_norm_relevance(
+        at, absorbed, _ = maps.layer_norm_relevance(
             at_normed, at, plan.norm.weight, plan.norm.bias, mixed.inverse
         )
         books.note(block.norm, absorbed)

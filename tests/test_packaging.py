@@ -109,7 +109,7 @@ def test_the_wheel_carries_the_compiled_scan_and_names_its_platform(
     assert f"Tag: py3-none-{platform}" in described(wheel)
     assert "Root-Is-Purelib: false" in described(wheel)
     wheel.extractall(tmp_path)
-    code = "from vimlrp.kernels import native; print(native.LIBRARY, *native.status())"
+    code = "from vimlrp.kernels import compiled; print(compiled.LIBRARY, *compiled.status())"
     result = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"], "HOME": str(tmp_path)},

@@ -187,8 +187,20 @@ def test_kernels_know_nobody_but_the_errors():
     assert others_known_to("vimlrp.kernels") == {"vimlrp.errors"}
 
 
+def test_scan_and_fused_operations_know_each_other_only_by_what_they_share():
+    shared = {"vimlrp.errors"} | {
+        name for name in SOURCES if name.count(".") == 2 and name.startswith("vimlrp.kernels.")
+    } - {"vimlrp.kernels.scan", "vimlrp.kernels.fused"}
+    assert others_known_to("vimlrp.kernels.scan") <= shared
+    assert others_known_to("vimlrp.kernels.fused") <= shared
+    parts = ("vimlrp.kernels.scan", "vimlrp.kernels.fused")
+    for name in shared:
+        known = imports_of(TREES[name], at_start_only=False)
+        assert not any(module.startswith(parts) for module in known), name
+
+
 def test_models_know_the_sites_and_not_the_explanation():
-    kernels = ("kernels", "kernels.fused", "kernels.fused_maps", "kernels.products")
+    kernels = ("kernels", "kernels.fused.maps", "kernels.fused.sequences", "kernels.products")
     below = ("errors", *kernels, "rules", "sites", "tokens", "tracing")
     assert others_known_to("vimlrp.models") <= {f"vimlrp.{name}" for name in below}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import CompositeError
-from vimlrp.kernels.pointwise import gamma_shares
+from vimlrp.kernels.fused.pointwise import gamma_shares
 from vimlrp.propagation import share_product, with_gradient_of, with_gradients_of
 from vimlrp.tracing import InputRecord, active, at_least_float32
 

@@ -1,7 +1,7 @@
 // What Python passes to the library for one of the fused operations; see scan.h for the scan.
 //
-// `_Call` in kernels/fused_native.py mirrors `FusedCall`; whoever changes one changes the other and
-// raises kVersion.
+// `_Call` in kernels/fused/sequences_native.py mirrors `FusedCall`; whoever changes one changes the
+// other and raises kVersion.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // What Python passes to the library for one of the fused operations on maps; see fused.h for those
 // on sequences.
 //
-// `_Call` in kernels/fused_maps_native.py mirrors `MapCall`; whoever changes one changes the other
+// `_Call` in kernels/fused/maps_native.py mirrors `MapCall`; whoever changes one changes the other
 // and raises kVersion.
 #pragma once
 

@@ -1,7 +1,7 @@
 // What Python passes to the library, and what the parts of the library know of each other.
 //
-// Plain C types: no Python, no PyTorch. `_Call` in kernels/native.py mirrors `ScanCall`; whoever
-// changes one changes the other and raises kVersion, which counts for fused.h and maps.h too.
+// Plain C types: no Python, no PyTorch. kernels/compiled.py mirrors `ScanCall`; whoever changes one
+// changes the other and raises kVersion, which counts for fused.h and maps.h too.
 #pragma once
 
 #include <cstdint>

@@ -18,7 +18,9 @@ import torch
 from machine import describe
 from torch import Tensor
 
-from vimlrp.kernels import ScanOrder, blocked, native
+from vimlrp.kernels import ScanOrder
+from vimlrp.kernels.compiled import ISA_VARIABLE, instruction_sets
+from vimlrp.kernels.scan import blocked, native
 
 
 class Shape(NamedTuple):
@@ -70,11 +72,11 @@ def compiled(x: Inputs, isa: str) -> Pass:
     """The C++ scan with one instruction set."""
 
     def forward() -> object:
-        os.environ[native.ISA_VARIABLE] = isa
+        os.environ[ISA_VARIABLE] = isa
         return native.forward(*x[:8])
 
     def backward() -> object:
-        os.environ[native.ISA_VARIABLE] = isa
+        os.environ[ISA_VARIABLE] = isa
         return native.input_backward(x.dy, *x[1:8], shared=False)
 
     return forward, backward
@@ -146,7 +148,7 @@ def timed(both: Pass) -> tuple[float, float]:
 def rows(shape: Shape, count: int, slow: int) -> list[str]:
     """The lines of one shape."""
     x = draw(shape)
-    sets = [isa for isa, runs in native.instruction_sets().items() if runs]
+    sets = [isa for isa, runs in instruction_sets().items() if runs]
     passes = {f"C++, {isa}": compiled(x, isa) for isa in sets}
     passes |= {"blocked PyTorch loop": in_blocks(x), "official-style loop": official_style(x)}
     counts = dict.fromkeys(passes, count) | {"official-style loop": slow}

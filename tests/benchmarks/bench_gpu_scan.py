@@ -23,7 +23,7 @@ from machine import describe
 from torch import Tensor
 
 from vimlrp.kernels import ScanOrder, selective_scan, selective_scan_relevance
-from vimlrp.kernels.mamba_ssm import EXTENSION
+from vimlrp.kernels.extension import EXTENSION
 
 GPU = torch.device("cuda")
 LAUNCHES = 20

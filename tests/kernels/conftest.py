@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from installed import SETS, WHY
 from torch import Tensor
+
+from vimlrp.kernels import compiled
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +37,21 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
     monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
     return lambda: calls[0]
+
+
+@pytest.fixture(params=SETS or [pytest.param("none", marks=pytest.mark.skip(WHY))])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set that runs here, forced."""
+    monkeypatch.setenv(compiled.ISA_VARIABLE, request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """What is asked once a process is asked again, in the test and after it."""
+    cached = (compiled._load, compiled.instruction_sets, compiled._chosen)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()

@@ -15,10 +15,10 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 FILES = (
-    "test_backends_agree.py",
-    "test_pointwise_triton.py",
+    "fused/test_pointwise_triton.py",
+    "scan/test_backends_agree.py",
+    "scan/test_triton_scalar_gradient.py",
     "test_products_triton.py",
-    "test_triton_scalar_gradient.py",
 )
 
 

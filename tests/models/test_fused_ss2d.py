@@ -9,7 +9,8 @@ from small_vmamba import GENERATIONS, small_vmamba
 
 import vimlrp
 from vimlrp.engine import FUSE_VARIABLE
-from vimlrp.kernels import backends, fused_maps_native
+from vimlrp.kernels import backends
+from vimlrp.kernels.fused import maps_native
 from vimlrp.models import fused_ss2d
 
 FUSIBLE = (
@@ -300,9 +301,9 @@ def test_autocast_runs_by_sites(monkeypatch, runs):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_native_programs_give_the_composed_numbers(fuse, runs, monkeypatch, generation, sides):
     used = []
-    original = fused_maps_native._run
+    original = maps_native._run
     monkeypatch.setattr(
-        fused_maps_native,
+        maps_native,
         "_run",
         lambda name, *a, **o: used.append(name) or original(name, *a, **o),
     )

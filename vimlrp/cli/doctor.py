@@ -15,7 +15,7 @@ from rich.table import Table
 from vimlrp.cli.models import model_names, weights_of
 from vimlrp.kernels import backends
 from vimlrp.kernels.backends import VARIABLE, choose
-from vimlrp.kernels.mamba_ssm import EXTENSION
+from vimlrp.kernels.extension import EXTENSION
 
 __all__ = ["command"]
 

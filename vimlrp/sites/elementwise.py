@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vimlrp.kernels.pointwise import gelu_ratio
+from vimlrp.kernels.fused.pointwise import gelu_ratio
 from vimlrp.propagation import with_gradients_of
 from vimlrp.sites.base import Site, SumFactors
 

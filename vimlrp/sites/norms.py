@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vimlrp.kernels import fused_maps
+from vimlrp.kernels.fused import maps
 from vimlrp.sites.base import Site
 from vimlrp.tracing import active, at_least_float32, constant, frozen
 
@@ -105,14 +105,14 @@ class _CentredByConstant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         rows = _rows(x)
-        normed, inverse = fused_maps.layer_norm(rows.unsqueeze(1), weight, bias, eps)
+        normed, inverse = maps.layer_norm(rows.unsqueeze(1), weight, bias, eps)
         ctx.save_for_backward(weight, bias, inverse)
         return normed.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         arriving = gradients[0]
-        at_rows, *_ = fused_maps.layer_norm_relevance(_rows(arriving), None, *ctx.saved_tensors)
+        at_rows, *_ = maps.layer_norm_relevance(_rows(arriving), None, *ctx.saved_tensors)
         return at_rows.view(arriving.shape), None, None, None
 
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels import ScanOrder, fused_native, selective_scan
+from vimlrp.kernels import ScanOrder, selective_scan
 from vimlrp.kernels.backends import choose
+from vimlrp.kernels.fused import sequences_native
 from vimlrp.sites.base import Site
 from vimlrp.tracing import active, at_least_float32, constant, frozen
 
@@ -47,7 +48,7 @@ def _softplus(x: Tensor) -> Tensor:
     if recorded or torch.compiler.is_compiling():
         return F.softplus(x)
     native = choose("auto", x.device, x.dtype) == "native"
-    return fused_native.softplus(x) if native else F.softplus(x)
+    return sequences_native.softplus(x) if native else F.softplus(x)
 
 
 class Scan(Site):
