@@ -76,7 +76,7 @@ def method_hashes(methods: Mapping[str, Method]) -> dict[str, str]:
     }
 
 
-def _identity(method: Method) -> str:
+def _identity(method: Any) -> str:
     if isinstance(method, CompositeMethod):
         return str(method.composite)
     function = method.function if isinstance(method, Registered) else method
