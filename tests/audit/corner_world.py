@@ -46,9 +46,8 @@ def plant(folder, seed=0):
             file = Path(folder) / name / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(shown).save(file)
-            rows.append(
-                (Sample(file, f"{name}/{i}.png", label), label, rotated, mask, shown, clean)
-            )
+            sample = Sample(file, f"{name}/{i}.png", label)
+            rows.append((sample, label, rotated, mask, shown, clean))
     samples, *others = zip(*rows, strict=True)
     return Planted(samples, *map(np.array, others))
 
@@ -57,7 +56,7 @@ def plant(folder, seed=0):
 def world():
     """A network that learnt the classes, the pictures, and their evidence; made once."""
     data = plant(_kept.name)
-    model = trained(data, epochs=7, classes=len(NAMES))
+    model = trained(data, epochs=12, classes=len(NAMES))
     return model, data, evidence_of(model, data, "layer3", NAMES)
 
 

@@ -125,10 +125,10 @@ def prepared(pictures, model):
     return (x - mean) / std
 
 
-def trained(data, name="test_resnet", epochs=9, seed=0, rate=3e-3, classes=len(CLASSES)):
+def trained(data, name="test_resnet", epochs=9, seed=0, rate=3e-3, classes=None):
     """A small network that has seen the pictures."""
     with seeded(seed):
-        model = timm.create_model(name, num_classes=classes)
+        model = timm.create_model(name, num_classes=classes or len(CLASSES))
         model.pretrained_cfg = {
             "input_size": (3, SIDE, SIDE),
             "crop_pct": 1.0,

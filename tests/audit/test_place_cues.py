@@ -69,7 +69,7 @@ def test_the_direction_is_that_of_the_corners_and_not_of_the_class():
         0
     )
     along = torch.from_numpy(candidate.direction)
-    assert float(change @ along / change.norm()) > 0.9
+    assert float(change @ along / change.norm()) > 0.8
 
 
 def test_the_proof_compares_with_other_classes():
@@ -134,7 +134,7 @@ def test_lists_and_heads_are_refused_with_what_to_do(tmp_path):
     with pytest.raises(InputError, match=r"nearly all pictures of rotated .* crop or inpaint"):
         write_drop_list(tmp_path / "drop.csv", evidence, candidate)
     assert not (tmp_path / "drop.csv").exists()
-    with pytest.raises(InputError, match="0 samples of the class .* crop or inpaint"):
+    with pytest.raises(InputError, match=r"0 samples of the class .* crop or inpaint"):
         tune_head(model, evidence, candidate)
 
 

@@ -64,11 +64,12 @@ def standings(known: Floats, classes: Sequence[tuple[int, NDArray[np.int64]]]) -
     the spread the greater one of the median absolute deviation and that of the upper half, so that
     a skew of classes is no finding. From its square the sampling error of a typical median is
     taken, and that of the class's own is added. The reference is Student's t. Its degrees of
-    freedom are those of greatest likelihood for the classes *below* the median, where no artifact
-    pulls, at all places together; and no more than the spread is known by.
+    freedom are those of greatest likelihood for what the other classes have *below* the median,
+    where no artifact pulls, at all places together; and no more than the spread is known by. The
+    class itself is left out: a cue that draws relevance to one place takes it from the others.
 
     A place counts only if most pictures share it: the lower quartile of the class lies above the
-    median of other classes. The least p-value over places is corrected for their number (Sidak).
+    median of other classes, which it does where more than half carry the cue. The least p-value over places is corrected for their number (Sidak).
 
     Args:
         known: Of `vimlrp.audit.places.shares`, (N, P).
@@ -85,7 +86,7 @@ def standings(known: Floats, classes: Sequence[tuple[int, NDArray[np.int64]]]) -
     shared = np.stack([np.quantile(part, 0.25, axis=0) for part in own]) > usual
     medians, errors = _medians(own)
     above, below = _deviations(medians, errors)
-    p_values = _tails(above, _freedom(below))
+    p_values = _tails(above, _freedoms(below))
     p_values[~shared] = 1.0
     found = []
     for i, (label, rows) in enumerate(classes):
@@ -146,23 +147,24 @@ def _deviations(medians: Floats, errors: Floats) -> tuple[Floats, Floats]:
     return above, below
 
 
-def _freedom(deviations: Floats) -> float:
-    """Degrees of freedom of greatest likelihood for the deviations below 0."""
+def _freedoms(deviations: Floats) -> Floats:
+    """Degrees of freedom of greatest likelihood for the other classes' deviations below 0, (M,)."""
     stats = optional("scipy.stats", "scipy", "audit")
     most = _EFFICIENCY * (len(deviations) - 1)
-    depths = -deviations[deviations < 0]
-    tried = [*(freedom for freedom in _FREEDOMS if freedom < most), most]
+    tried = np.array([*(freedom for freedom in _FREEDOMS if freedom < most), most])
+    depths = np.maximum(-deviations, 0)
+    likelihoods = np.empty((len(tried), len(deviations)))
+    for k, freedom in enumerate(tried):
+        density = stats.t.logpdf(depths * _scale(freedom), freedom) + np.log(_scale(freedom))
+        likelihoods[k] = np.where(deviations < 0, density, 0).sum(1)
+    of_others = likelihoods.sum(1, keepdims=True) - likelihoods
+    return np.asarray(tried[of_others.argmax(0)])
 
-    def likelihood(freedom: float) -> float:
-        scale = _scale(freedom)
-        return float((stats.t.logpdf(depths * scale, freedom) + np.log(scale)).sum())
 
-    return max(tried, key=likelihood)
-
-
-def _tails(deviations: Floats, freedom: float) -> Floats:
+def _tails(deviations: Floats, freedoms: Floats) -> Floats:
     stats = optional("scipy.stats", "scipy", "audit")
-    found = stats.t.sf(deviations * _scale(freedom), freedom)
+    scales = np.array([_scale(freedom) for freedom in freedoms])
+    found = stats.t.sf(deviations * scales[:, None], freedoms[:, None])
     return np.vectorize(positive, otypes=[np.float64])(found)
 
 

@@ -63,10 +63,11 @@ def shares(maps: NDArray[np.floating]) -> NDArray[np.float64]:
     found = np.empty((len(maps), len(PLACES)))
     for start in range(0, len(maps), _AT_ONCE):
         part = maps[start : start + _AT_ONCE].reshape(-1, height * width).astype(np.float64)
-        positive = np.maximum(part, 0)
+        finite = np.asarray(np.isfinite(part).all(1))
+        positive = np.where(finite[:, None], np.maximum(part, 0), 0)
         whole = positive @ of
         share = np.where(whole > 0, positive @ inside / np.where(whole > 0, whole, 1), 0.0)
-        usable = np.isfinite(part).all(1) & (positive.sum(1) > 0)
+        usable = finite & (positive.sum(1) > 0)
         found[start : start + _AT_ONCE] = np.where(usable[:, None], share, np.nan)
     return found
 

@@ -250,6 +250,10 @@ def _comparable(
         usable, name = indices[has_share[indices]], evidence.class_names[label]
         if len(usable) >= FEWEST:
             classes.append((label, usable))
+        elif len(usable) < len(indices):
+            lost = len(indices) - len(usable)
+            detail = f"{lost} of {len(indices)} samples have no positive relevance to compare"
+            problems.append(Problem(name, "left out", detail))
         else:
             detail = f"{len(usable)}, needs {FEWEST}"
             problems.append(Problem(name, "not enough images", detail))
