@@ -69,7 +69,8 @@ def standings(known: Floats, classes: Sequence[tuple[int, NDArray[np.int64]]]) -
     class itself is left out: a cue that draws relevance to one place takes it from the others.
 
     A place counts only if most pictures share it: the lower quartile of the class lies above the
-    median of other classes, which it does where more than half carry the cue. The least p-value over places is corrected for their number (Sidak).
+    median of other classes, which it does where more than half carry the cue. The least p-value
+    over places is corrected for their number (Sidak).
 
     Args:
         known: Of `vimlrp.audit.places.shares`, (N, P).
