@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 
 from vimlrp.audit.records import Candidate, Channel, ClassScore, Effect, Finding, Screening, Verdict
 from vimlrp.audit.stages import read_evidence
+from vimlrp.audit.workspace import Workspace
 from vimlrp.cli import main
 from vimlrp.errors import InputError
 from vimlrp.evaluation import parts
+from vimlrp.evaluation.parts import Part
 from vimlrp.files import atomic_write
 
 
@@ -309,6 +311,27 @@ def test_another_rate_screens_and_proves_anew(folder, checkpoint, tmp_path, stan
     assert stand_ins.calls[2:] == ["drill 7", "verify 7"]
     call("report", "--out", tmp_path / "out")
     assert stand_ins.calls[4:] == ["report 1"]
+
+
+def test_a_screening_by_other_channels_is_refused_and_made_anew(
+    folder, checkpoint, tmp_path, stand_ins
+):
+    out = tmp_path / "out"
+    begin((), folder, checkpoint, out)
+    parts = Workspace.existing(out).parts
+    old = parts["screening"]
+    facts = {key: value for key, value in old.facts.items() if key != "channels"}
+    parts["screening"] = Part(old.arrays, old.problems, facts)
+    for stage in ("drill", "report"):
+        found = call(stage, "--out", out)
+        assert found.exit_code == 2, found.output
+        assert "screened by another version" in flat(found)
+        assert "run the stage 'screen' again" in flat(found)
+    stand_ins.calls.clear()
+    found = call("screen", "--out", out)
+    assert found.exit_code == 0, found.output
+    assert stand_ins.calls == ["screen 0.1 0"]
+    assert call("report", "--out", out).exit_code == BY_CHANCE
 
 
 def test_a_class_may_be_drilled_though_it_is_not_flagged(folder, checkpoint, tmp_path, stand_ins):

@@ -129,7 +129,10 @@ def fuses(x: Tensor) -> bool:
         raise InputError(f"{FUSE_VARIABLE} is {wish!r}; give auto, 0 or 1")
     if wish != "auto":
         return wish == "1"
-    return x.is_cuda or (x.dtype == torch.float32 and choose("auto", x.device, x.dtype) == "native")
+    chosen = choose("auto", x.device, x.dtype)
+    if x.is_cuda:
+        return chosen != "reference"  # which is what float64 gets
+    return chosen == "native" and x.dtype == torch.float32
 
 
 def check_eager(model: nn.Module) -> None:

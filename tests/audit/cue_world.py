@@ -125,10 +125,10 @@ def prepared(pictures, model):
     return (x - mean) / std
 
 
-def trained(data, name="test_resnet", epochs=9, seed=0, rate=3e-3):
+def trained(data, name="test_resnet", epochs=9, seed=0, rate=3e-3, classes=None):
     """A small network that has seen the pictures."""
     with seeded(seed):
-        model = timm.create_model(name, num_classes=len(CLASSES))
+        model = timm.create_model(name, num_classes=classes or len(CLASSES))
         model.pretrained_cfg = {
             "input_size": (3, SIDE, SIDE),
             "crop_pct": 1.0,
@@ -152,7 +152,7 @@ def trained(data, name="test_resnet", epochs=9, seed=0, rate=3e-3):
     return model.eval()
 
 
-def evidence_of(model, data, layer):
+def evidence_of(model, data, layer, classes=CLASSES):
     """What an audit gathers, by hand."""
     explainer = vimlrp.Explainer(model, batch_size=64)
     x, labels = prepared(data.pictures, model), torch.from_numpy(data.labels)
@@ -165,7 +165,7 @@ def evidence_of(model, data, layer):
     statistics = np.stack([f(data.pictures, (1, 2, 3)) for f in (np.mean, np.std)], axis=1)
     return Evidence(
         samples=data.samples,
-        class_names=CLASSES,
+        class_names=tuple(classes),
         labels=data.labels,
         predictions=relevance.logits.argmax(1).numpy(),
         probabilities=probabilities.gather(1, labels[:, None])[:, 0].numpy(),

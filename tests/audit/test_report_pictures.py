@@ -140,6 +140,7 @@ def two_groups(folder, channel):
         Channel.RELEVANCE: found.maps,
         Channel.LATENT: found.latent,
         Channel.STATISTICS: found.statistics,
+        Channel.COMPARISON: found.maps,
     }[channel]
     cue = candidate(found, 1, 8, channel)
     field[cue.carriers] += 5 * np.abs(field).max()

@@ -1,5 +1,5 @@
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from vimlrp.audit.records import (
     ClassScore,
     Effect,
     Finding,
+    PlaceShare,
     Screening,
     Verdict,
 )
@@ -23,6 +24,12 @@ def score(label, channel=Channel.LATENT, cluster=(3, 5)):
     return ClassScore(
         label, channel, 40, 0.25, 3.5, 2, 0.01, np.float64(0.05), True, np.array(cluster, np.int64)
     )
+
+
+COMPARED = ClassScore(
+    1, Channel.COMPARISON, 40, math.nan, math.nan, None, 0.01, 0.05, True, np.array([3], np.int64),
+    PlaceShare("ring", 0.5, 0.25),
+)  # fmt: skip
 
 
 def candidate():
@@ -75,12 +82,16 @@ def same(a, b):
     [
         (Screening((score(1), score(0, Channel.STATISTICS, ())), 0.1, (Problem("a", "b", "c"),)),
          Screening),
+        (Screening((COMPARED,), 0.1, (), ("a note",)), Screening),
         (candidate(), Candidate),
+        (replace(candidate(), place=COMPARED.place), Candidate),
         (FINDING, Finding),
         ([FINDING, FINDING], list[Finding]),
         ([], list[Candidate]),
     ],
-    ids=["screening", "candidate", "finding", "findings", "nothing"],
+    ids=[
+        "screening", "comparison", "candidate", "at a place", "finding", "findings", "nothing"
+    ],
 )  # fmt: skip
 def test_records_come_back_from_disk_as_they_were(record, kind, tmp_path):
     Parts(tmp_path, {}, what="an audit")["a/b"] = pack(record, rate=0.1)

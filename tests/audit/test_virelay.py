@@ -78,7 +78,7 @@ def test_every_class_has_embeddings_and_clusterings(export):
         # The viewer takes the names of the first class for those of all.
         assert set(first["cluster"]) == set(second["cluster"])
         assert set(second["cluster"]) == {
-            "relevance", "latent", "statistics", "predicted", "cue 1",
+            "relevance", "latent", "statistics", "comparison", "predicted", "cue 1",
         }  # fmt: skip
         assert set(second["embedding"]) == {"relevance", "latent"}
         assert second["embedding/relevance"].shape == (16, 2)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vimlrp.audit.changes import grown, paste
+from vimlrp.audit.place_cues import bystanders
 from vimlrp.audit.records import Candidate, Evidence
 from vimlrp.audit.watching import Watched
 from vimlrp.audit.whole import imitate
@@ -61,6 +62,8 @@ def attack_of(
     rng = np.random.default_rng(seed)
     rows = np.arange(len(evidence))
     other = (evidence.labels != candidate.label) & (evidence.originals == rows)
+    if candidate.place is not None:
+        other = np.isin(rows, bystanders(evidence, candidate.label, candidate.place))
     hosts = rng.permutation(rows[other])[:_MOST]
     if len(hosts) < 2 or not len(candidate.carriers):
         raise InputError(

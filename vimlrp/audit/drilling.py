@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vimlrp.audit.concepts import cross_fitted, pattern, split, unit
+from vimlrp.audit.place_cues import drill_place
 from vimlrp.audit.records import Candidate, Channel, ClassScore, Evidence
 from vimlrp.audit.regions import localise
 from vimlrp.errors import InputError
@@ -35,6 +36,9 @@ _OTHERS = 4096
 def drill(model: nn.Module, evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate:
     """Expand the cluster of a flagged class to all samples that share its cue, and localise it.
 
+    A class that stands out among others has its place already: see
+    `vimlrp.audit.place_cues.drill_place`.
+
     Args:
         model: That the evidence was gathered with.
         evidence: Of the audited pictures.
@@ -49,6 +53,8 @@ def drill(model: nn.Module, evidence: Evidence, score: ClassScore, *, seed: int 
         InputError: If the cluster is not of the class, the layer is not the model's, or a picture
             cannot be read.
     """
+    if score.channel is Channel.COMPARISON:
+        return drill_place(model, evidence, score, most=REGIONS, seed=seed)
     candidate = expand(evidence, score, seed=seed)
     without = np.setdiff1d(evidence.of_class(score.label), candidate.carriers)
     if not len(candidate.carriers) or not len(without):

@@ -23,8 +23,14 @@ def write_drop_list(path: str | Path, evidence: Evidence, candidate: Candidate) 
         candidate: Whose carriers are listed.
 
     Raises:
-        InputError: If the candidate has no carriers.
+        InputError: If the candidate has no carriers, or nearly all pictures of the class are.
     """
+    if candidate.place is not None:
+        raise InputError(
+            f"nearly all pictures of {evidence.class_names[candidate.label]} show the cue "
+            f"({candidate.place.name}), so to drop them would leave none: crop or inpaint the "
+            "place in the training pictures, or add pictures without it"
+        )
     if not len(candidate.carriers):
         raise InputError("the candidate has no carriers, so there is nothing to drop")
     score = dict(zip(candidate.members.tolist(), candidate.scores.tolist(), strict=True))

@@ -181,7 +181,7 @@ def _rows(evidence: Evidence, candidate: Candidate, most: int, seed: int) -> NDA
         if label == candidate.label and len(own) < _FEWEST:
             raise InputError(
                 f"{len(own)} samples of the class do not show the cue; {_FEWEST} are needed to fit "
-                "the last layer to"
+                "the last layer to: add some, or crop or inpaint the cue in the training pictures"
             )
         rows.append(np.sort(rng.permutation(own)[:most]))
     if len(rows) < 2:

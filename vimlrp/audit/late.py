@@ -18,7 +18,14 @@ from vimlrp.audit import (
     screening,
     verifying,
 )
-from vimlrp.audit.records import Candidate, ClassScore, Evidence, Finding, Screening
+from vimlrp.audit.records import (
+    Candidate,
+    Channel,
+    ClassScore,
+    Evidence,
+    Finding,
+    Screening,
+)
 from vimlrp.audit.saving import pack, unpack
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
@@ -30,6 +37,8 @@ from vimlrp.preprocessing import Preprocessing
 __all__ = ["drill", "fix", "probe", "read_findings", "read_screening", "report", "screen", "verify"]
 
 Record = TypeVar("Record")
+
+_CHANNELS = "channels"
 
 
 def screen(
@@ -55,22 +64,28 @@ def screen(
     def run() -> Screening:
         return screening.screen(evidence, rate=rate, seed=seed, workers=workers, progress=progress)
 
-    return _kept(workspace, "screening", {"rate": rate, "seed": seed}, Screening, run)
+    settings = {"rate": rate, "seed": seed, _CHANNELS: _channels()}
+    return _kept(workspace, "screening", settings, Screening, run)
 
 
 def read_screening(workspace: Workspace) -> tuple[Screening, Mapping[str, Any]]:
-    """The screening that a workspace holds, with its `rate` and `seed`.
+    """The screening that a workspace holds, with its `rate`, `seed` and `channels`.
 
     Args:
         workspace: Of the audit.
 
     Raises:
-        InputError: If there is none yet.
+        InputError: If there is none yet, or one by channels of another version.
     """
     if "screening" not in workspace.parts:
         raise InputError(f"{workspace.folder} is not screened yet: run the stage 'screen' first")
     part = workspace.parts["screening"]
-    settings = {key: part.facts[key] for key in ("rate", "seed")}
+    if not _made_with(part.facts, {_CHANNELS: _channels()}):
+        raise InputError(
+            f"{workspace.folder} was screened by another version, not by {', '.join(_channels())}: "
+            "run the stage 'screen' again; pictures need not be explained again"
+        )
+    settings = {key: part.facts[key] for key in ("rate", "seed", _CHANNELS)}
     return unpack(part, Screening), settings
 
 
@@ -220,8 +235,9 @@ def fix(
 ) -> tuple[list[Path], list[Problem]]:
     """Write what may be done about findings, and what it does, into the folder `fixes`.
 
-    For each finding a list of the pictures that show the cue, and for a proven one a correction of
-    the recorded layer (`.safetensors`), with the model before and after it in `fixes.csv`.
+    For each finding a list of the pictures that show the cue, unless nearly all of a class do, and
+    for a proven one a correction of the recorded layer (`.safetensors`), with the model before and
+    after it in `fixes.csv`.
 
     Args:
         workspace: Of the audit, with findings.
@@ -246,6 +262,9 @@ def fix(
         tell(i, len(findings), f"fix {name}")
         try:
             files.append(drop_list.write_drop_list(folder / f"{place}.csv", evidence, candidate))
+        except InputError as error:
+            problems.append(Problem(name, "no list of pictures", str(error)))
+        try:
             change, done = _mended(model, evidence, finding, settings["seed"])
         except InputError as error:
             problems.append(Problem(name, "cannot be mended", str(error)))
@@ -275,6 +294,11 @@ def _fix_row(name: str, channel: str, done: Any) -> list[str]:
     outcomes = [getattr(one, key) for one in (done.before, done.after) for key in _OUTCOME]
     numbers = [f"{value:.6g}" for value in (done.count, done.recovery, done.cost, *outcomes)]
     return [name, str(channel), *numbers]
+
+
+def _channels() -> list[str]:
+    """What classes are screened by, in this version."""
+    return [channel.value for channel in Channel]
 
 
 def _kept(

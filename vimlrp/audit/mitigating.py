@@ -92,6 +92,9 @@ def mitigate(
     logit and of accuracy, without costing accuracy there, and rather one that leaves other
     pictures alone. `evaluate_mitigation` measures on the other half.
 
+    Where nearly all pictures of the class show the cue, those without it are of other classes, and
+    accuracy on the class is that on its pictures as they are.
+
     Args:
         model: That the evidence was gathered with; it is left as it is.
         evidence: Of the audited pictures.
@@ -129,10 +132,17 @@ def mitigate(
     if not report.recovery > 0:
         raise InputError(
             f"no direction of {evidence.layer} recovers the effect (at best "
-            f"{report.recovery:.2f} of it): gather evidence at another layer, tune the head, or "
-            "drop the carriers and train again"
+            f"{report.recovery:.2f} of it): gather evidence at another layer, {_otherwise(finding)}"
+            " and train again"
         )
     return best
+
+
+def _otherwise(finding: Finding) -> str:
+    place = finding.candidate.place
+    if place is None:
+        return "tune the head, or drop the carriers"
+    return f"or crop or inpaint the training pictures ({place.name})"
 
 
 def evaluate_mitigation(
@@ -215,9 +225,14 @@ def _gate(
 def _clean(
     watched: Watched, evidence: Evidence, finding: Finding, seed: int, half: int
 ) -> tuple[Tensor, Tensor]:
-    """Samples of the class without the cue, and their labels: the first or second half."""
+    """Samples of the class without the cue, and their labels: the first or second half.
+
+    All samples, where hardly one lacks it: a mitigation must not cost the class its recognition.
+    """
     candidate = finding.candidate
-    without = np.setdiff1d(evidence.of_class(candidate.label), candidate.carriers)
+    without = evidence.of_class(candidate.label)
+    if candidate.place is None:
+        without = np.setdiff1d(without, candidate.carriers)
     rows = np.random.default_rng(seed).permutation(without)[: 2 * _MOST][half::2]
     x = watched.load([evidence.samples[i] for i in rows])
     return x, torch.from_numpy(evidence.labels[rows])

@@ -21,6 +21,7 @@ __all__ = [
     "Effect",
     "Evidence",
     "Finding",
+    "PlaceShare",
     "Screening",
     "Verdict",
 ]
@@ -31,11 +32,12 @@ MAP_SIDE = 16
 
 
 class Channel(StrEnum):
-    """Where a difference between samples of one class was seen."""
+    """Where a difference was seen: between samples of one class, or between classes."""
 
     RELEVANCE = "relevance"  # maps of pixel relevance
     LATENT = "latent"  # relevance of the channels of a layer
     STATISTICS = "statistics"  # properties of picture and file, whatever the model does
+    COMPARISON = "comparison"  # of classes with each other, at fixed places of the maps
 
 
 class Verdict(StrEnum):
@@ -93,14 +95,33 @@ class Evidence:
         return own[(self.labels == label) & (self.originals == own)]
 
 
+@dataclass(frozen=True)
+class PlaceShare:
+    """How much of the relevance along the border lies at a place, in a class and elsewhere.
+
+    Args:
+        name: Of the place, in `vimlrp.audit.places.PLACES`.
+        share: Median over the pictures of the class, as `vimlrp.audit.places.shares` counts it.
+        usual: Median over the other classes of the same. Pictures above it show the cue.
+    """
+
+    name: str
+    share: float
+    usual: float
+
+
 @dataclass(frozen=True, eq=False)
 class ClassScore:
-    """How far a class falls apart in one channel, against what chance gives.
+    """How far a class falls apart, or stands out, in one channel, against what chance gives.
+
+    A comparison of classes knows no groups: `connectivity` and `separability` are NaN and
+    `eigengap` is None there. Elsewhere it is `place` that is None.
 
     Args:
         label: Index of the class.
         channel: What was looked at.
-        count: Samples used, after copies were merged and classes brought to equal numbers.
+        count: Samples used, after copies were merged and, for groups, classes brought to equal
+            numbers.
         connectivity: Second eigenvalue of the normalised Laplacian; small means that the samples
             fall into groups.
         separability: Fisher discriminant ratio of the most separable cluster against the rest;
@@ -109,7 +130,9 @@ class ClassScore:
         p_value: Of the score under the null, in (0, 1].
         q_value: The false-discovery rate at which it would just be flagged, in (0, 1].
         flagged: Whether `q_value` is within the asked rate.
-        cluster: Indices into the evidence of the cluster that stands out most; may be empty.
+        cluster: Indices into the evidence of the cluster that stands out most, or of the samples
+            that show more than is usual at the place; may be empty.
+        place: Where the class differs most from the others.
     """
 
     label: int
@@ -117,11 +140,12 @@ class ClassScore:
     count: int
     connectivity: float
     separability: float
-    eigengap: int
+    eigengap: int | None
     p_value: float
     q_value: float
     flagged: bool
     cluster: NDArray[np.int64]
+    place: PlaceShare | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +157,13 @@ class Screening:
             standardised score).
         rate: The false-discovery rate asked for.
         problems: Classes that could not be screened, and why.
+        notes: What was not looked at in any class, and why.
     """
 
     scores: tuple[ClassScore, ...]
     rate: float
     problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def ranking(self) -> list[int]:
         """Classes by their most suspicious channel, most suspicious first."""
@@ -150,7 +176,7 @@ class Screening:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A cue that some samples of a class share.
+    """A cue that some samples of a class share, or nearly all of them.
 
     Args:
         label: Index of the class.
@@ -166,6 +192,8 @@ class Candidate:
         local: Whether it lies somewhere in particular.
         statistics: Names of the statistics in which carriers differ from the rest, with the area
             under the ROC curve of each, in falling order.
+        place: Where the class differs from the others, if it was found by comparing classes. What
+            lacks the cue is then to be sought in other classes.
     """
 
     label: int
@@ -178,6 +206,7 @@ class Candidate:
     regions: NDArray[np.bool_]
     local: bool
     statistics: tuple[tuple[str, float], ...] = ()
+    place: PlaceShare | None = None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
+from vimlrp.audit.comparing import FEWEST_CLASSES, Standing, standings
 from vimlrp.audit.embedding import Points, features, spreads
 from vimlrp.audit.measuring import FEWEST_DRAWS, MAXIMUM, Measurement, measure
 from vimlrp.audit.nulls import either
 from vimlrp.audit.peers import NATURAL, peer_p_values
+from vimlrp.audit.places import shares
 from vimlrp.audit.records import Channel, ClassScore, Evidence, Screening
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
@@ -43,6 +45,7 @@ class _Task:
 
 
 _Measured = tuple[_Task, Measurement]
+_Ranked = tuple[ClassScore, float]
 
 
 def screen(
@@ -65,6 +68,10 @@ def screen(
     in the channel. False discoveries are controlled over all classes and channels by Benjamini &
     Hochberg (1995), whose bound holds for channels of one class that err together.
 
+    The comparison of classes with each other (`vimlrp.audit.comparing`) looks for cues that nearly
+    all samples of a class share, which make no groups. Its false discoveries are controlled apart,
+    over classes: joined, either family would move the threshold of the other.
+
     Args:
         evidence: What is known of the samples.
         rate: Share of false alarms to allow among the flagged, within 0 and 1.
@@ -78,14 +85,17 @@ def screen(
 
     Returns:
         A score for each class of 20 or more samples and each channel in which they differ. What
-        could not be screened is listed as problems.
+        could not be screened is listed as problems; with fewer than 20 such classes there is no
+        comparison of them, and a note says so.
 
     Raises:
         InputError: If an argument is outside its range.
         MissingDependencyError: If SciPy or scikit-learn is not installed.
     """
     _check(rate, draws, per_class, seed, workers)
-    tasks, problems = _tasks(evidence, _in_order(channels), per_class, seed)
+    wanted = _in_order(channels)
+    within = [channel for channel in wanted if channel is not Channel.COMPARISON]
+    tasks, problems = _tasks(evidence, within, per_class, seed)
     measured: list[_Measured] = []
     done = 0
     for task, found in _measurements(evidence, tasks, draws, workers):
@@ -97,7 +107,13 @@ def screen(
             measured.append((task, found))
         if progress:
             progress(done, len(tasks), name)
-    return Screening(_scores(measured, rate), rate, tuple(problems))
+    ranked = _scores(measured, rate)
+    notes: tuple[str, ...] = ()
+    if Channel.COMPARISON in wanted:
+        compared, lacking, notes = _comparison(evidence, rate)
+        problems += [problem for problem in lacking if problem not in problems]
+        ranked = sorted([*ranked, *compared], key=_suspicion)
+    return Screening(tuple(score for score, _ in ranked), rate, tuple(problems), notes)
 
 
 def equal_count(counts: Sequence[int]) -> int:
@@ -207,10 +223,75 @@ def with_one_thread() -> None:
     optional("threadpoolctl", "scikit-learn", "audit").threadpool_limits(1)
 
 
-def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...]:
-    """Scores of all channels, most suspicious first."""
+def _suspicion(ranked: _Ranked) -> tuple[float, float]:
+    """The order of scores: by p-value, then by standardised score."""
+    score, standardised = ranked
+    return score.p_value, -standardised
+
+
+def _comparison(
+    evidence: Evidence, rate: float
+) -> tuple[list[_Ranked], list[Problem], tuple[str, ...]]:
+    """Scores of classes among each other, classes left out, and why there are none."""
+    known = shares(evidence.maps)
+    classes, problems = _comparable(evidence, np.isfinite(known[:, 0]))
+    if len(classes) < FEWEST_CLASSES:
+        note = (
+            f"Classes were not compared with each other: {len(classes)} have the "
+            f"{FEWEST} pictures that this needs, and {FEWEST_CLASSES} classes are needed. A cue "
+            "that nearly all pictures of a class share cannot be seen without."
+        )
+        return [], problems, (note,)
+    stats = optional("scipy.stats", "scipy", "audit")
+    found = standings(known, classes)
+    q_values = stats.false_discovery_control([one.p_value for one in found], method="bh")
+    ranked = [
+        (_compared(one, float(q), rate), one.deviation)
+        for one, q in zip(found, q_values, strict=True)
+    ]
+    return ranked, problems, ()
+
+
+def _comparable(
+    evidence: Evidence, has_share: NDArray[np.bool_]
+) -> tuple[list[tuple[int, NDArray[np.int64]]], list[Problem]]:
+    """Classes with enough pictures that have relevance, and what keeps the others out."""
+    classes, problems = [], []
+    for label in np.unique(evidence.labels).tolist():
+        indices = evidence.of_class(label)
+        usable, name = indices[has_share[indices]], evidence.class_names[label]
+        if len(usable) >= FEWEST:
+            classes.append((label, usable))
+        elif len(usable) < len(indices):
+            lost = len(indices) - len(usable)
+            detail = f"{lost} of {len(indices)} samples have no positive relevance to compare"
+            problems.append(Problem(name, "left out", detail))
+        else:
+            detail = f"{len(usable)}, needs {FEWEST}"
+            problems.append(Problem(name, "not enough images", detail))
+    return classes, problems
+
+
+def _compared(found: Standing, q_value: float, rate: float) -> ClassScore:
+    return ClassScore(
+        label=found.label,
+        channel=Channel.COMPARISON,
+        count=found.count,
+        connectivity=float("nan"),
+        separability=float("nan"),
+        eigengap=None,
+        p_value=found.p_value,
+        q_value=q_value,
+        flagged=q_value <= rate,
+        cluster=found.members,
+        place=found.place,
+    )
+
+
+def _scores(measured: Sequence[_Measured], rate: float) -> list[_Ranked]:
+    """Scores of the groups of all channels, most suspicious first, with standardised scores."""
     if not measured:
-        return ()
+        return []
     stats = optional("scipy.stats", "scipy", "audit")
     p_values = np.empty(len(measured))
     for channel in Channel:
@@ -218,8 +299,11 @@ def _scores(measured: Sequence[_Measured], rate: float) -> tuple[ClassScore, ...
         if places:
             p_values[places] = _of_channel(channel, [measured[i][1] for i in places])
     q_values = stats.false_discovery_control(p_values, method="bh")
-    order = sorted(range(len(measured)), key=lambda i: (p_values[i], -measured[i][1].standardised))
-    return tuple(_score(*measured[i], p_values[i], q_values[i], rate) for i in order)
+    scores = [
+        (_score(*one, p, q, rate), one[1].standardised)
+        for one, p, q in zip(measured, p_values, q_values, strict=True)
+    ]
+    return sorted(scores, key=_suspicion)
 
 
 def _of_channel(channel: Channel, found: Sequence[Measurement]) -> list[float]:

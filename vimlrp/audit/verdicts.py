@@ -57,6 +57,14 @@ _CLEVER_HANS = (
 )
 
 
+_SHARED = (
+    "The class's score depends on a place that nearly all its pictures show alike. If it is no "
+    "part of the object, crop or inpaint it in the training pictures, or add pictures from "
+    "elsewhere, and train again: leaving pictures out would leave none. Until then mitigate the "
+    "direction."
+)
+
+
 def decide(effects: Sequence[Effect], spread: float, *, local: bool) -> Verdict:
     """The verdict of the module's table.
 
@@ -79,13 +87,16 @@ def decide(effects: Sequence[Effect], spread: float, *, local: bool) -> Verdict:
     return Verdict.ASSOCIATIVE
 
 
-def action_for(verdict: Verdict, *, clever_hans: bool) -> str:
+def action_for(verdict: Verdict, *, clever_hans: bool, shared: bool = False) -> str:
     """What a reader should do next.
 
     Args:
         verdict: Of the finding.
         clever_hans: Whether the cue lies off the object by evidence.
+        shared: Whether nearly all pictures of the class show it.
     """
+    if shared and verdict is Verdict.CAUSAL:
+        return _SHARED
     return _CLEVER_HANS if clever_hans else _ACTIONS[verdict]
 
 

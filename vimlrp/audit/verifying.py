@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vimlrp.audit.changes import REMOVALS, grown, paste, remove
 from vimlrp.audit.effects import Pairs, attack_rate, effect_of, probability_change
 from vimlrp.audit.ownership import by_nature, off_object, without_objects
+from vimlrp.audit.place_cues import bystanders
 from vimlrp.audit.records import Candidate, Effect, Evidence, Finding, Verdict
 from vimlrp.audit.verdicts import FEWEST, action_for, decide
 from vimlrp.audit.watching import Watched
@@ -52,8 +53,8 @@ class _Case:
     Args:
         shown: Carriers, no copies.
         regions: Of these, (len(shown), H, W); none for a cue that is nowhere in particular.
-        without: Samples of the class without the cue.
-        hosts: Samples of other classes.
+        without: Samples of the class without the cue; of other classes, where it has none.
+        hosts: Samples of other classes; without the cue, where it was found by comparing classes.
     """
 
     watched: Watched
@@ -91,6 +92,10 @@ def verify(model: nn.Module, evidence: Evidence, candidate: Candidate, *, seed: 
     Every part of the object is causal, and samples may well share one. Where masks tell the
     object, what of the regions lies off it has to be causal by itself; if not, no effect of a cue
     is proven.
+
+    A cue that was found by comparing classes has no samples of the class without it. Those that
+    transplants are compared with, and those that it is pasted onto, are pictures of other classes
+    that show no more at its place than is usual.
 
     Args:
         model: That the evidence was gathered with.
@@ -133,6 +138,9 @@ def _case(model: nn.Module, evidence: Evidence, candidate: Candidate, seed: int)
     without = rng.permutation(np.setdiff1d(own, evidence.originals[carriers]))
     rows = np.arange(len(evidence))
     others = rows[(evidence.labels != candidate.label) & (evidence.originals == rows)]
+    if candidate.place is not None:
+        plain = rng.permutation(bystanders(evidence, candidate.label, candidate.place))
+        without, others = plain[::2], plain[1::2]
     _, first = np.unique(evidence.originals[carriers], return_index=True)
     kept = np.sort(first)
     regions = candidate.regions
@@ -178,7 +186,8 @@ def _lacking(case: _Case) -> str:
         what = "carriers with a region" if case.candidate.local else "carriers"
         return f"{len(case.shown)} {what}, copies left out; {FEWEST} are needed"
     if len(case.without) < FEWEST:
-        return f"{len(case.without)} samples of the class without the cue; {FEWEST} are needed"
+        whose = "the class" if case.candidate.place is None else "other classes"
+        return f"{len(case.without)} samples of {whose} without the cue; {FEWEST} are needed"
     return ""
 
 
@@ -300,6 +309,6 @@ def _finding(
         verdict=verdict,
         off_object=off_share,
         clever_hans=clever_hans,
-        action=action_for(verdict, clever_hans=clever_hans),
+        action=action_for(verdict, clever_hans=clever_hans, shared=candidate.place is not None),
         notes=proof.notes,
     )

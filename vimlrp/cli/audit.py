@@ -176,6 +176,7 @@ def drill(out: Path, device: str, classes: tuple[str, ...]) -> None:
     for candidate in candidates:
         name = stage.evidence.class_names[candidate.label]
         where = "somewhere in particular" if candidate.local else "nowhere in particular"
+        where = where if candidate.place is None else candidate.place.name
         _say(
             console,
             f"{name}: {len(candidate.carriers)} of {len(candidate.members)} pictures share a cue, "
@@ -337,7 +338,10 @@ def _say_screening(console: Console, evidence: Evidence, screening: Screening) -
     )
     for score in flagged:
         name = evidence.class_names[score.label]
-        _say(console, f"  {name}: by {score.channel}, q = {score.q_value:.3g}")
+        where = "" if score.place is None else f" ({score.place.name})"
+        _say(console, f"  {name}: by {score.channel}{where}, q = {score.q_value:.3g}")
+    for note in screening.notes:
+        _say(console, note)
 
 
 def _say_findings(console: Console, evidence: Evidence, findings: Sequence[Finding]) -> None:

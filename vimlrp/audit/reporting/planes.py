@@ -52,7 +52,7 @@ def features(
     """
     if channel is Channel.STATISTICS:
         return _standardised(evidence.statistics[samples].astype(np.float64))
-    values = evidence.maps if channel is Channel.RELEVANCE else evidence.latent
+    values = evidence.latent if channel is Channel.LATENT else evidence.maps
     kept = values[samples].reshape(len(samples), -1).astype(np.float64)
     return np.sign(kept) * np.sqrt(np.abs(kept))
 

@@ -5,11 +5,19 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from vimlrp.audit.records import ClassScore, Effect, Evidence, Finding, Screening
+from vimlrp.audit.records import (
+    ClassScore,
+    Effect,
+    Evidence,
+    Finding,
+    PlaceShare,
+    Screening,
+)
 from vimlrp.audit.reporting.decisions import identities
 from vimlrp.audit.reporting.words import accuracy, detectable, sizes
 from vimlrp.evaluation.data import Problem
@@ -37,6 +45,7 @@ def findings_json(
         "screening": {
             "rate": screening.rate,
             "classes": [_score(score, evidence) for score in screening.scores],
+            "notes": list(screening.notes),
         },
         "findings": [
             _finding(finding, name, evidence)
@@ -111,6 +120,7 @@ def _score(score: ClassScore, evidence: Evidence) -> dict[str, Any]:
         "p_value": score.p_value,
         "q_value": score.q_value,
         "flagged": score.flagged,
+        "place": _place(score.place),
         "cluster_size": len(score.cluster),
     }
     # Those of a thousand unsuspicious classes would fill the file.
@@ -133,6 +143,7 @@ def _finding(finding: Finding, name: str, evidence: Evidence) -> dict[str, Any]:
         "members": members,
         "prevalence": len(candidate.carriers) / members if members else math.nan,
         "local": candidate.local,
+        "place": _place(candidate.place),
         "off_object": finding.off_object,
         "effects": [_effect(effect) for effect in finding.effects],
         "statistics": [{"name": key, "auc": area} for key, area in candidate.statistics],
@@ -144,6 +155,10 @@ def _finding(finding: Finding, name: str, evidence: Evidence) -> dict[str, Any]:
         "action": finding.action,
         "notes": list(finding.notes),
     }
+
+
+def _place(place: PlaceShare | None) -> dict[str, Any] | None:
+    return None if place is None else asdict(place)
 
 
 def _effect(effect: Effect) -> dict[str, Any]:

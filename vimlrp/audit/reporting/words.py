@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vimlrp.audit.graphs import neighbour_count
-from vimlrp.audit.records import Effect, Evidence, Finding, Screening, Verdict
+from vimlrp.audit.records import Effect, Evidence, Finding, PlaceShare, Screening, Verdict
 
 __all__ = [
     "EXPLANATIONS",
@@ -71,12 +71,13 @@ def accuracy(evidence: Evidence) -> tuple[float, int]:
 
 
 def sizes(evidence: Evidence, screening: Screening) -> list[int]:
-    """Numbers of samples that classes were screened with, ascending.
+    """Numbers of samples that classes were screened with for groups, ascending.
 
-    Where none was screened, the numbers of samples of the classes that have any, without copies.
+    Where none was screened so, the numbers of samples of the classes that have any, without copies.
     """
-    if screening.scores:
-        return sorted(score.count for score in screening.scores)
+    counts = [score.count for score in screening.scores if score.place is None]
+    if counts:
+        return sorted(counts)
     own = evidence.originals == np.arange(len(evidence))
     return sorted(np.unique(evidence.labels[own], return_counts=True)[1].tolist())
 
@@ -117,6 +118,7 @@ def summary(evidence: Evidence, screening: Screening, findings: Sequence[Finding
             f"{first} {_verdicts(findings)}",
             _performance(evidence),
             _limits(evidence, screening),
+            *screening.notes,
         ]
     if screened:
         first = (
@@ -127,7 +129,12 @@ def summary(evidence: Evidence, screening: Screening, findings: Sequence[Finding
     else:
         first = "No class could be screened, so this report says nothing about the model's reasons."
     found = [_verdicts(findings)] if findings else []
-    return [" ".join([first, *found]), _performance(evidence), _limits(evidence, screening)]
+    return [
+        " ".join([first, *found]),
+        _performance(evidence),
+        _limits(evidence, screening),
+        *screening.notes,
+    ]
 
 
 def in_words(finding: Finding, evidence: Evidence) -> str:
@@ -138,8 +145,18 @@ def in_words(finding: Finding, evidence: Evidence) -> str:
     share = percent(carriers / members) if members else "-"
     pictures = _count(members, "picture", "pictures")
     parts = [f"{carriers} of {pictures} of “{name}” ({share}) are taken to show this cue."]
+    if candidate.place is not None:
+        parts.append(_stands_out(candidate.place))
     parts += [_effect(effect, name) for effect in finding.effects]
     return " ".join(parts)
+
+
+def _stands_out(place: PlaceShare) -> str:
+    whole = "of all positive relevance" if place.name == "ring" else "of that along the border"
+    return (
+        f"Positive relevance at “{place.name}” is {percent(place.share)} {whole} (median), and "
+        f"{percent(place.usual)} in other classes."
+    )
 
 
 def location(finding: Finding) -> str:
