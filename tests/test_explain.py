@@ -9,6 +9,7 @@ import timm
 import torch
 from helpers import images, random, relative_error, small_vim
 from PIL import Image
+from small_vmamba import small_vmamba
 from torch.utils.data import DataLoader, TensorDataset
 
 import vimlrp
@@ -337,3 +338,12 @@ def test_the_result_says_what_was_subtracted(vim, tmp_path):
 def test_a_loader_of_something_else_is_refused(vim):
     with pytest.raises(InputError, match="dict"):
         list(vimlrp.Explainer(vim).stream([{"image": images(1)}]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+@pytest.mark.parametrize("make", [small_vim, small_vmamba], ids=["Vim", "VMamba"])
+def test_float64_on_a_gpu_gives_the_numbers_of_the_cpu(make):
+    model, x = make(), images(2)
+    expected = vimlrp.explain(model, x, target=1).pixels
+    found = vimlrp.explain(model.cuda(), x.cuda(), target=1).pixels.cpu()
+    assert (found - expected).norm() <= 1e-12 * expected.norm()
