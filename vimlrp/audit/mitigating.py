@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimlrp.audit.attacking import Attack, attack_of
 from vimlrp.audit.mitigation import Attached, Mitigation, layer_of
+from vimlrp.audit.place_cues import bystanders
 from vimlrp.audit.records import Candidate, Evidence, Finding, Verdict
 from vimlrp.audit.subspaces import Gate, gate_of, subspace_of
 from vimlrp.audit.watching import Watched
@@ -184,9 +186,12 @@ def _variants(
     seed: int,
 ) -> Iterator[Mitigation]:
     candidate = finding.candidate
+    plain = _without(evidence, candidate, seed)
     own, _ = _clean(watched, evidence, finding, seed, 0)
+    if candidate.place is not None:  # the class has hardly any without the cue
+        own = watched.load([evidence.samples[i] for i in plain[:_MOST]])
     subspace = subspace_of(watched, attack, own, max(RANKS))
-    gate = _gate(watched, evidence, candidate, attack, own, seed)
+    gate = _gate(watched, evidence, candidate, attack, own, plain)
     fingerprint = weights_hash(model)
     for size in RANKS if rank is None else (rank,):
         for limit in (gate.threshold, None):
@@ -202,21 +207,32 @@ def _variants(
                 )
 
 
+def _without(evidence: Evidence, candidate: Candidate, seed: int) -> NDArray[np.int64]:
+    """Samples of all classes that do not show the cue, in any order."""
+    if candidate.place is None:
+        plain = np.setdiff1d(np.arange(len(evidence)), candidate.carriers)
+    else:
+        plain = bystanders(evidence, candidate.label, candidate.place)
+    return np.random.default_rng(seed).permutation(plain)[:_KNOWN]
+
+
 def _gate(
     watched: Watched,
     evidence: Evidence,
     candidate: Candidate,
     attack: Attack,
     own: Tensor,
-    seed: int,
+    plain: NDArray[np.int64],
 ) -> Gate:
-    shown = watched.load([evidence.samples[i] for i in candidate.carriers[:_MOST]])
-    plain = np.setdiff1d(np.arange(len(evidence)), candidate.carriers)
-    plain = np.random.default_rng(seed).permutation(plain)[:_KNOWN]
+    pairs = watched.pooled(attack.clean), watched.pooled(attack.attacked)
+    # Against other classes, carriers would tell the class and not the cue.
+    within = pairs[1], pairs[0]
+    if candidate.place is None:
+        shown = watched.load([evidence.samples[i] for i in candidate.carriers[:_MOST]])
+        within = watched.pooled(shown), watched.pooled(own)
     return gate_of(
-        (watched.pooled(attack.clean), watched.pooled(attack.attacked)),
-        watched.pooled(shown),
-        watched.pooled(own),
+        pairs,
+        *within,
         # Values beyond the range of float16 were kept as infinite: they are at least its greatest.
         np.nan_to_num(evidence.activations[plain]).astype(np.float64),
     )
