@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels.backends import choose
-from vimlrp.kernels.dtypes import compute_dtype
 from vimlrp.kernels.fused import maps_native, maps_reference
 from vimlrp.kernels.fused.checks import check_kinds, check_rank, check_room, check_shape
+from vimlrp.kernels.fused.choosing import programs_for
 
 __all__ = [
     "add_layer_norm",
@@ -31,8 +30,6 @@ __all__ = [
     "layer_norm",
     "layer_norm_relevance",
 ]
-
-_BACKENDS = ("auto", "reference", "native", "triton")
 
 
 @torch.no_grad()
@@ -240,20 +237,9 @@ def gelu_relevance(
 
 def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
     """The module whose functions take the call."""
-    if backend not in _BACKENDS:
-        raise KernelError(
-            f"The fused operations on maps have no backend {backend!r}; choose out of "
-            f"{', '.join(map(repr, _BACKENDS))}."
-        )
-    device = next(x.device for x in tensors if x is not None)
-    chosen = choose(backend, device, compute_dtype(*tensors))
-    wide = all(x is None or x.dtype == torch.float32 for x in tensors)
-    if backend == "native" and not wide:
-        raise KernelError(
-            "The native fused operations take float32 alone: convert every tensor, or take 'auto'."
-        )
+    chosen = programs_for("The fused operations on maps", backend, *tensors)
     if chosen != "triton":
-        return maps_native if chosen == "native" and wide else maps_reference
+        return maps_native if chosen == "native" else maps_reference
     # Imported at first use: Triton is absent on most machines without a GPU.
     from vimlrp.kernels.fused import maps_triton
 

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from vimlrp.errors import KernelError
-from vimlrp.kernels.backends import choose
-from vimlrp.kernels.dtypes import compute_dtype
 from vimlrp.kernels.fused import sequences_native, sequences_reference
 from vimlrp.kernels.fused.checks import check_kinds, check_rank, check_room, check_shape
+from vimlrp.kernels.fused.choosing import programs_for
 
 __all__ = [
     "add_rms_norm",
@@ -34,7 +33,6 @@ __all__ = [
     "step",
 ]
 
-_BACKENDS = ("auto", "reference", "native", "triton")
 _WIDEST = 8
 
 
@@ -271,20 +269,9 @@ def step(low: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") ->
 
 def _programs(backend: str, *tensors: Tensor | None) -> ModuleType:
     """The module whose functions take the call."""
-    if backend not in _BACKENDS:
-        raise KernelError(
-            f"The fused operations have no backend {backend!r}; choose out of "
-            f"{', '.join(map(repr, _BACKENDS))}."
-        )
-    device = next(x.device for x in tensors if x is not None)
-    chosen = choose(backend, device, compute_dtype(*tensors))
-    wide = all(x is None or x.dtype == torch.float32 for x in tensors)
-    if backend == "native" and not wide:
-        raise KernelError(
-            "The native fused operations take float32 alone: convert every tensor, or take 'auto'."
-        )
+    chosen = programs_for("The fused operations", backend, *tensors)
     if chosen != "triton":
-        return sequences_native if chosen == "native" and wide else sequences_reference
+        return sequences_native if chosen == "native" else sequences_reference
     # Imported at first use: Triton is absent on most machines without a GPU.
     from vimlrp.kernels.fused import sequences_triton
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vimlrp.audit.changes import grown, paste
-from vimlrp.audit.place_cues import bystanders
+from vimlrp.audit.place_cues import hosts_for
 from vimlrp.audit.records import Candidate, Evidence
 from vimlrp.audit.watching import Watched
 from vimlrp.audit.whole import imitate
@@ -60,11 +60,7 @@ def attack_of(
             the cue.
     """
     rng = np.random.default_rng(seed)
-    rows = np.arange(len(evidence))
-    other = (evidence.labels != candidate.label) & (evidence.originals == rows)
-    if candidate.place is not None:
-        other = np.isin(rows, bystanders(evidence, candidate.label, candidate.place))
-    hosts = rng.permutation(rows[other])[:_MOST]
+    hosts = rng.permutation(hosts_for(evidence, candidate))[:_MOST]
     if len(hosts) < 2 or not len(candidate.carriers):
         raise InputError(
             f"there are {len(hosts)} pictures of other classes and {len(candidate.carriers)} "

@@ -16,7 +16,7 @@ from vimlrp.audit.records import Candidate, ClassScore, Evidence, PlaceShare
 from vimlrp.audit.watching import Watched
 from vimlrp.errors import InputError
 
-__all__ = ["bystanders", "drill_place"]
+__all__ = ["bystanders", "drill_place", "hosts_for"]
 
 _FEWEST = 3
 _MOST = 64
@@ -35,6 +35,19 @@ def bystanders(evidence: Evidence, label: int, place: PlaceShare) -> NDArray[np.
     with np.errstate(invalid="ignore"):
         plain = known <= place.usual  # NaN is not
     return rows[plain & (evidence.labels != label) & (evidence.originals == rows)]
+
+
+def hosts_for(evidence: Evidence, candidate: Candidate) -> NDArray[np.int64]:
+    """Pictures of other classes that a cue may be put into, ascending; no copies.
+
+    Args:
+        evidence: Of the audited pictures.
+        candidate: Whose cue it is; of one that was found by comparing classes, `bystanders`.
+    """
+    if candidate.place is not None:
+        return bystanders(evidence, candidate.label, candidate.place)
+    rows = np.arange(len(evidence))
+    return rows[(evidence.labels != candidate.label) & (evidence.originals == rows)]
 
 
 def drill_place(

@@ -95,14 +95,12 @@ def localise(
     along = torch.as_tensor(np.asarray(direction, dtype=np.float32))
     usual, floor = _reference(watched, along, reference)
     explainer = Explainer(model)
-    batches = [samples[i : i + _BATCH] for i in range(0, len(samples), _BATCH)]
-    maps = np.concatenate(
-        [_map(explainer, watched, watched.load(batch), along, usual) for batch in batches]
-    )
+    batches = [watched.load(samples[i : i + _BATCH]) for i in range(0, len(samples), _BATCH)]
+    maps = np.concatenate([_map(explainer, watched, x, along, usual) for x in batches])
     masks = np.stack([mask_of(one) for one in joined(maps)])
     gone = [
-        _gone(watched, watched.load(batch), masks[i * _BATCH :][: len(batch)], along, usual, floor)
-        for i, batch in enumerate(batches)
+        _gone(watched, x, masks[i * _BATCH :][: len(x)], along, usual, floor)
+        for i, x in enumerate(batches)
     ]
     shares = np.concatenate(gone)
     median = float(np.median(shares)) if np.isfinite(shares).all() else 0.0

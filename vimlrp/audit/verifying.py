@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vimlrp.audit.changes import REMOVALS, grown, paste, remove
 from vimlrp.audit.effects import Pairs, attack_rate, effect_of, probability_change
 from vimlrp.audit.ownership import by_nature, off_object, without_objects
-from vimlrp.audit.place_cues import bystanders
+from vimlrp.audit.place_cues import hosts_for
 from vimlrp.audit.records import Candidate, Effect, Evidence, Finding, Verdict
 from vimlrp.audit.verdicts import FEWEST, action_for, decide
 from vimlrp.audit.watching import Watched
@@ -136,10 +136,9 @@ def _case(model: nn.Module, evidence: Evidence, candidate: Candidate, seed: int)
     own = evidence.of_class(candidate.label)
     carriers = candidate.carriers
     without = rng.permutation(np.setdiff1d(own, evidence.originals[carriers]))
-    rows = np.arange(len(evidence))
-    others = rows[(evidence.labels != candidate.label) & (evidence.originals == rows)]
+    others = hosts_for(evidence, candidate)
     if candidate.place is not None:
-        plain = rng.permutation(bystanders(evidence, candidate.label, candidate.place))
+        plain = rng.permutation(others)
         without, others = plain[::2], plain[1::2]
     _, first = np.unique(evidence.originals[carriers], return_index=True)
     kept = np.sort(first)
