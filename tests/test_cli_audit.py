@@ -218,7 +218,7 @@ class StandIns:
         return Screening(
             tuple(
                 ClassScore(
-                    label, Channel.LATENT, 3, 0.1, 1.0, 2, 0.01, 0.02, label in self.flagged,
+                    label, Channel.LATENT, 3, 0.1, 1.0, 2.0, 2, 0.01, 0.02, label in self.flagged,
                     evidence.of_class(label)[:1],
                 )
                 for label in (7, 0)
@@ -313,14 +313,15 @@ def test_another_rate_screens_and_proves_anew(folder, checkpoint, tmp_path, stan
     assert stand_ins.calls[4:] == ["report 1"]
 
 
-def test_a_screening_by_other_channels_is_refused_and_made_anew(
-    folder, checkpoint, tmp_path, stand_ins
+@pytest.mark.parametrize("lacking", ["channels", "statistics"])
+def test_a_screening_by_another_version_is_refused_and_made_anew(
+    folder, checkpoint, tmp_path, stand_ins, lacking
 ):
     out = tmp_path / "out"
     begin((), folder, checkpoint, out)
     parts = Workspace.existing(out).parts
     old = parts["screening"]
-    facts = {key: value for key, value in old.facts.items() if key != "channels"}
+    facts = {key: value for key, value in old.facts.items() if key != lacking}
     parts["screening"] = Part(old.arrays, old.problems, facts)
     for stage in ("drill", "report"):
         found = call(stage, "--out", out)

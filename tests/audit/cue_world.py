@@ -190,7 +190,7 @@ def _shares(x):
 
 def score_of(cluster, channel=Channel.RELEVANCE):
     """What screening hands over."""
-    return ClassScore(POISONED, channel, 0, 0.1, 1.0, 2, 0.01, 0.05, True, np.asarray(cluster))
+    return ClassScore(POISONED, channel, 0, 0.1, 1.0, 2.0, 2, 0.01, 0.05, True, np.asarray(cluster))
 
 
 @cache

@@ -64,7 +64,7 @@ def evidence(folder, counts=(16, 16), names=None, labelled=True, **changes):
 def score(label, p_value, channel=Channel.RELEVANCE, *, flagged=False, cluster=(), count=16):
     members = np.array(cluster, dtype=np.int64)
     q_value = min(1.0, 2 * p_value)
-    return ClassScore(label, channel, count, 0.125, 3.5, 2, p_value, q_value, flagged, members)
+    return ClassScore(label, channel, count, 0.125, 3.5, 2.5, 2, p_value, q_value, flagged, members)
 
 
 def candidate(found, label, carriers=6, channel=Channel.RELEVANCE, *, local=True, statistics=()):

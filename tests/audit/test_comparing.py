@@ -66,6 +66,7 @@ def test_a_score_knows_no_groups_and_says_what_it_compared(clean):
     for score in found.scores:
         assert np.isnan(score.connectivity)
         assert np.isnan(score.separability)
+        assert np.isnan(score.contrast)
         assert score.eigengap is None
         assert score.count == 24
         k = NAMES.index(score.place.name)

@@ -41,3 +41,11 @@ def test_classes_far_out_have_p_values_above_zero():
     found = peer_p_values(excess, PRIOR)
     assert found.min() > 0
     assert found.argmin() == 0
+
+
+def test_classes_apart_are_no_peers_of_others():
+    excess = np.array([2.0, 0.1, 0.3, 1.8])
+    apart = np.array([True, False, False, True])
+    found = peer_p_values(excess, PRIOR, apart=apart)
+    assert found[0] == pytest.approx(peer_p_values(np.array([2.0, 0.1, 0.3]), PRIOR)[0])
+    assert found[1] == pytest.approx(peer_p_values(np.array([0.1, 0.3]), PRIOR)[0])

@@ -22,13 +22,13 @@ from vimlrp.evaluation.parts import Part, Parts
 
 def score(label, channel=Channel.LATENT, cluster=(3, 5)):
     return ClassScore(
-        label, channel, 40, 0.25, 3.5, 2, 0.01, np.float64(0.05), True, np.array(cluster, np.int64)
+        label, channel, 40, 0.25, 3.5, 2.5, 2, 0.01, np.float64(0.05), True, np.array(cluster, np.int64)
     )
 
 
 COMPARED = ClassScore(
-    1, Channel.COMPARISON, 40, math.nan, math.nan, None, 0.01, 0.05, True, np.array([3], np.int64),
-    PlaceShare("ring", 0.5, 0.25),
+    1, Channel.COMPARISON, 40, math.nan, math.nan, math.nan, None, 0.01, 0.05, True,
+    np.array([3], np.int64), PlaceShare("ring", 0.5, 0.25),
 )  # fmt: skip
 
 

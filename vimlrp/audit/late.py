@@ -5,6 +5,7 @@ A stage that was run with the same settings is read, not run again.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -18,6 +19,7 @@ from vimlrp.audit import (
     screening,
     verifying,
 )
+from vimlrp.audit.measuring import STATISTICS
 from vimlrp.audit.records import (
     Candidate,
     Channel,
@@ -38,7 +40,10 @@ __all__ = ["drill", "fix", "probe", "read_findings", "read_screening", "report",
 
 Record = TypeVar("Record")
 
-_CHANNELS = "channels"
+_SCREENED_BY: Mapping[str, Any] = MappingProxyType(
+    {"channels": [channel.value for channel in Channel], "statistics": list(STATISTICS)}
+)
+"""What classes are screened by, in this version."""
 
 
 def screen(
@@ -64,28 +69,28 @@ def screen(
     def run() -> Screening:
         return screening.screen(evidence, rate=rate, seed=seed, workers=workers, progress=progress)
 
-    settings = {"rate": rate, "seed": seed, _CHANNELS: _channels()}
+    settings = {"rate": rate, "seed": seed, **_SCREENED_BY}
     return _kept(workspace, "screening", settings, Screening, run)
 
 
 def read_screening(workspace: Workspace) -> tuple[Screening, Mapping[str, Any]]:
-    """The screening that a workspace holds, with its `rate`, `seed` and `channels`.
+    """The screening that a workspace holds, with its `rate`, `seed`, `channels` and `statistics`.
 
     Args:
         workspace: Of the audit.
 
     Raises:
-        InputError: If there is none yet, or one by channels of another version.
+        InputError: If there is none yet, or one by channels or statistics of another version.
     """
     if "screening" not in workspace.parts:
         raise InputError(f"{workspace.folder} is not screened yet: run the stage 'screen' first")
     part = workspace.parts["screening"]
-    if not _made_with(part.facts, {_CHANNELS: _channels()}):
+    if not _made_with(part.facts, _SCREENED_BY):
         raise InputError(
-            f"{workspace.folder} was screened by another version, not by {', '.join(_channels())}: "
+            f"{workspace.folder} was screened by another version, which looks at other things: "
             "run the stage 'screen' again; pictures need not be explained again"
         )
-    settings = {key: part.facts[key] for key in ("rate", "seed", _CHANNELS)}
+    settings = {key: part.facts[key] for key in ("rate", "seed", *_SCREENED_BY)}
     return unpack(part, Screening), settings
 
 
@@ -294,11 +299,6 @@ def _fix_row(name: str, channel: str, done: Any) -> list[str]:
     outcomes = [getattr(one, key) for one in (done.before, done.after) for key in _OUTCOME]
     numbers = [f"{value:.6g}" for value in (done.count, done.recovery, done.cost, *outcomes)]
     return [name, str(channel), *numbers]
-
-
-def _channels() -> list[str]:
-    """What classes are screened by, in this version."""
-    return [channel.value for channel in Channel]
 
 
 def _kept(

@@ -6,24 +6,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vimlrp.audit.contrast import Division, most_divided
 from vimlrp.audit.embedding import Points, coordinates
 from vimlrp.audit.graphs import affinity
 from vimlrp.audit.nulls import either, excess_p_value, rotated
 from vimlrp.audit.separability import Cluster, most_separable
 from vimlrp.audit.spectral import Spectrum, spectrum
 
-__all__ = ["FEWEST_DRAWS", "MAXIMUM", "Measurement", "measure"]
+__all__ = ["FEWEST_DRAWS", "MAXIMUM", "STATISTICS", "Measurement", "measure"]
 
 FEWEST_DRAWS = 8
 """From the null; a class that is within these is let go without further ones."""
 
-MAXIMUM = (False, True)
-"""Whether a statistic is a maximum: separation is, over clusters."""
+STATISTICS = ("connectivity", "separation", "contrast")
+"""By which a class falls apart, in the order of everything that holds one value for each."""
+
+MAXIMUM = (False, True, True)
+"""Whether a statistic is a maximum: separation is, over clusters, and contrast over cuts."""
 
 _WITHIN = 0.5  # p-value from which on it is
 # The graph has fallen apart: how far the parts lie from one another is for separation to tell.
 _LEAST_CONNECTIVITY = 0.01
 _LEAST_SEPARATION = 0.1  # also of a class without a cluster of a fitting size
+_NOBODY = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +39,20 @@ class Measurement:
         count: Samples.
         connectivity: Second eigenvalue of the normalised Laplacian.
         ratio: Fisher's ratio of the most separable cluster, 0 where there is none.
+        contrast: Of the class's most contrasting division.
         eigengap: Clusters by the eigenvalues.
-        members: Samples of that cluster, (k,) int64, ascending.
-        statistics: Logarithms of 1 / connectivity and of separation, (2,).
-        draws: The same for copies without groups, (b, 2).
+        groups: Samples that a statistic points to, ascending, for each of `STATISTICS`: the most
+            separable cluster twice, and the smaller part of the division.
+        statistics: Logarithms of 1 / connectivity, of separation and of contrast, (3,).
+        draws: The same for copies without groups, (b, 3).
     """
 
     count: int
     connectivity: float
     ratio: float
+    contrast: float
     eigengap: int
-    members: NDArray[np.int64]
+    groups: tuple[NDArray[np.int64], ...]
     statistics: NDArray[np.float64]
     draws: NDArray[np.float64]
 
@@ -59,8 +67,8 @@ class Measurement:
         return float((self.excess / np.maximum(self.draws.std(0, ddof=1), 1e-9)).max())
 
     @property
-    def p_values(self) -> tuple[float, float]:
-        """Of the two statistics under the null."""
+    def p_values(self) -> list[float]:
+        """Of the statistics under the null."""
         return _p_values(self.statistics, self.draws)
 
 
@@ -83,31 +91,44 @@ def measure(features: Points, draws: int, seed: Sequence[int]) -> Measurement | 
         return None
     rng = np.random.default_rng(list(seed))
     start = int(rng.integers(2**31))  # of k-means: one for the class and its copies
-    found, cluster = _analysed(points, start)
-    statistics = _statistics(found, cluster)
+    found = _analysed(points, start)
     drawn: list[NDArray[np.float64]] = []
-    while len(drawn) < draws and not _within(statistics, drawn):
-        drawn.append(_statistics(*_analysed(rotated(points, rng), start)))
-    return Measurement(
-        len(points),
-        found.connectivity,
-        cluster.ratio if cluster else 0.0,
-        found.eigengap,
-        np.flatnonzero(cluster.members) if cluster else np.empty(0, dtype=np.int64),
-        statistics,
-        np.stack(drawn),
-    )
+    while len(drawn) < draws and not _within(found.statistics, drawn):
+        drawn.append(_analysed(rotated(points, rng), start).statistics)
+    return found.measurement(np.stack(drawn))
 
 
-def _analysed(points: Points, seed: int) -> tuple[Spectrum, Cluster | None]:
+@dataclass(frozen=True, eq=False)
+class _Analysis:
+    """What the statistics of a class or a copy of it are taken from."""
+
+    spectrum: Spectrum
+    cluster: Cluster | None
+    division: Division
+
+    @property
+    def statistics(self) -> NDArray[np.float64]:
+        connectivity = max(self.spectrum.connectivity, _LEAST_CONNECTIVITY)
+        separation = max(self.cluster.separation if self.cluster else 0.0, _LEAST_SEPARATION)
+        return np.log([1 / connectivity, separation, self.division.contrast])
+
+    def measurement(self, draws: NDArray[np.float64]) -> Measurement:
+        cluster = np.flatnonzero(self.cluster.members) if self.cluster else _NOBODY
+        return Measurement(
+            len(self.division.members),
+            self.spectrum.connectivity,
+            self.cluster.ratio if self.cluster else 0.0,
+            self.division.contrast,
+            self.spectrum.eigengap,
+            (cluster, cluster, np.flatnonzero(self.division.members)),
+            self.statistics,
+            draws,
+        )
+
+
+def _analysed(points: Points, seed: int) -> _Analysis:
     found = spectrum(affinity(points))
-    return found, most_separable(found, seed)
-
-
-def _statistics(found: Spectrum, cluster: Cluster | None) -> NDArray[np.float64]:
-    connectivity = max(found.connectivity, _LEAST_CONNECTIVITY)
-    separation = max(cluster.separation if cluster else 0.0, _LEAST_SEPARATION)
-    return np.log([1 / connectivity, separation])
+    return _Analysis(found, most_separable(found, seed), most_divided(points))
 
 
 def _within(statistics: NDArray[np.float64], drawn: Sequence[NDArray[np.float64]]) -> bool:
@@ -116,8 +137,8 @@ def _within(statistics: NDArray[np.float64], drawn: Sequence[NDArray[np.float64]
     return either(*_p_values(statistics, np.stack(drawn))) > _WITHIN
 
 
-def _p_values(statistics: NDArray[np.float64], draws: NDArray[np.float64]) -> tuple[float, float]:
-    first, second = (
-        excess_p_value(float(statistics[i]), draws[:, i], maximum=MAXIMUM[i]) for i in (0, 1)
-    )
-    return first, second
+def _p_values(statistics: NDArray[np.float64], draws: NDArray[np.float64]) -> list[float]:
+    return [
+        excess_p_value(float(value), column, maximum=maximum)
+        for value, column, maximum in zip(statistics, draws.T, MAXIMUM, strict=True)
+    ]

@@ -34,15 +34,19 @@ class Natural:
 
 
 NATURAL = {
-    Channel.RELEVANCE: (Natural(0.0, 0.2), Natural(0.1, 0.35)),
-    Channel.LATENT: (Natural(0.0, 0.45), Natural(0.1, 0.35)),
-    Channel.STATISTICS: (Natural(0.3, 0.4), Natural(0.35, 0.4)),
+    Channel.RELEVANCE: (Natural(0.0, 0.2), Natural(0.1, 0.35), Natural(0.0, 0.15)),
+    Channel.LATENT: (Natural(0.0, 0.45), Natural(0.1, 0.35), Natural(0.0, 0.2)),
+    Channel.STATISTICS: (Natural(0.3, 0.4), Natural(0.35, 0.4), Natural(0.1, 0.2)),
 }
-"""Excess of connectivity and of separation in ten classes of photographs, two models."""
+"""Excess of connectivity, separation and contrast in ten classes of photographs, two models."""
 
 
 def peer_p_values(
-    excess: NDArray[np.float64], natural: Natural, *, maximum: bool = False
+    excess: NDArray[np.float64],
+    natural: Natural,
+    *,
+    maximum: bool = False,
+    apart: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """How likely a further class like the others would reach each class's excess.
 
@@ -55,13 +59,15 @@ def peer_p_values(
         excess: Logarithm of each class's statistic over its mean under the null, (m,).
         natural: Prior knowledge.
         maximum: Whether the statistic is one (`vimlrp.audit.nulls.of_distance`).
+        apart: Classes that are no peers of others, (m,): such as are known to hold something.
 
     Returns:
         Of Student's t, (m,), within (0, 1].
     """
     found = np.empty(len(excess))
+    peers = np.ones(len(excess), dtype=np.bool_) if apart is None else ~apart
     for i, value in enumerate(excess):
-        others = _brought_in(np.delete(excess, i))
+        others = _brought_in(excess[peers & (np.arange(len(excess)) != i)])
         centre, spread, freedom = _posterior(others, natural)
         found[i] = of_distance((value - centre) / spread, freedom, maximum=maximum)
     return found

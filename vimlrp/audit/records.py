@@ -114,8 +114,8 @@ class PlaceShare:
 class ClassScore:
     """How far a class falls apart, or stands out, in one channel, against what chance gives.
 
-    A comparison of classes knows no groups: `connectivity` and `separability` are NaN and
-    `eigengap` is None there. Elsewhere it is `place` that is None.
+    A comparison of classes knows no groups: `connectivity`, `separability` and `contrast` are NaN
+    and `eigengap` is None there. Elsewhere it is `place` that is None.
 
     Args:
         label: Index of the class.
@@ -126,12 +126,15 @@ class ClassScore:
             fall into groups.
         separability: Fisher discriminant ratio of the most separable cluster against the rest;
             0 without one.
+        contrast: Variance between the two parts of the class over the variance within them, along
+            the principal axis where it is greatest; 1.75 for one normal distribution.
         eigengap: Number of clusters that the greatest gap of eigenvalues suggests.
         p_value: Of the score under the null, in (0, 1].
         q_value: The false-discovery rate at which it would just be flagged, in (0, 1].
         flagged: Whether `q_value` is within the asked rate.
-        cluster: Indices into the evidence of the cluster that stands out most, or of the samples
-            that show more than is usual at the place; may be empty.
+        cluster: Indices into the evidence of the cluster that stands out most, of the smaller part
+            where the contrast is what stands out, or of the samples that show more than is usual at
+            the place; may be empty.
         place: Where the class differs most from the others.
     """
 
@@ -140,6 +143,7 @@ class ClassScore:
     count: int
     connectivity: float
     separability: float
+    contrast: float
     eigengap: int | None
     p_value: float
     q_value: float

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vimlrp.audit.comparing import FEWEST_CLASSES, Standing, standings
 from vimlrp.audit.embedding import Points, features, spreads
-from vimlrp.audit.measuring import FEWEST_DRAWS, MAXIMUM, Measurement, measure
+from vimlrp.audit.measuring import FEWEST_DRAWS, MAXIMUM, STATISTICS, Measurement, measure
 from vimlrp.audit.nulls import either
 from vimlrp.audit.peers import NATURAL, peer_p_values
 from vimlrp.audit.places import shares
@@ -61,12 +61,14 @@ def screen(
 ) -> Screening:
     """Rank the classes of a data set by how far their samples fall apart.
 
-    Two statistics of a class's graph of nearest neighbours count: how easily it is cut in two, and
-    how far its most separable cluster stands apart. Each has to exceed both what copies of the
-    class without groups give and what the other classes give; the larger of the two p-values is
-    its own. The smaller one of the two statistics, corrected for the choice, is that of the class
-    in the channel. False discoveries are controlled over all classes and channels by Benjamini &
-    Hochberg (1995), whose bound holds for channels of one class that err together.
+    Three statistics count: how easily a class's graph of nearest neighbours is cut in two, how far
+    the most separable cluster in it stands apart, and how far the two sides of a cut across one of
+    the class's principal axes do. Each has to exceed both what copies of the class without groups
+    give and what the other classes give; the larger of these two p-values is its own. The smallest
+    of the three statistics', corrected for the choice, is that of the class in the channel. False
+    discoveries are controlled over all classes and channels by Benjamini & Hochberg (1995), whose
+    bound holds for channels of one class that err together. It is done twice: what was flagged
+    counts as no other class the second time.
 
     The comparison of classes with each other (`vimlrp.audit.comparing`) looks for cues that nearly
     all samples of a class share, which make no groups. Its false discoveries are controlled apart,
@@ -279,6 +281,7 @@ def _compared(found: Standing, q_value: float, rate: float) -> ClassScore:
         count=found.count,
         connectivity=float("nan"),
         separability=float("nan"),
+        contrast=float("nan"),
         eigengap=None,
         p_value=found.p_value,
         q_value=q_value,
@@ -293,39 +296,56 @@ def _scores(measured: Sequence[_Measured], rate: float) -> list[_Ranked]:
     if not measured:
         return []
     stats = optional("scipy.stats", "scipy", "audit")
-    p_values = np.empty(len(measured))
-    for channel in Channel:
-        places = [i for i, (task, _) in enumerate(measured) if task.channel is channel]
-        if places:
-            p_values[places] = _of_channel(channel, [measured[i][1] for i in places])
+    first, _ = _p_values(measured, np.zeros(len(measured), dtype=np.bool_))
+    # A class that is flagged tells nothing of how far classes fall apart anyway.
+    flagged = stats.false_discovery_control(first, method="bh") <= rate
+    p_values, leading = _p_values(measured, flagged)
     q_values = stats.false_discovery_control(p_values, method="bh")
     scores = [
-        (_score(*one, p, q, rate), one[1].standardised)
-        for one, p, q in zip(measured, p_values, q_values, strict=True)
+        (_score(*one, int(lead), float(p), float(q), rate), one[1].standardised)
+        for one, lead, p, q in zip(measured, leading, p_values, q_values, strict=True)
     ]
     return sorted(scores, key=_suspicion)
 
 
-def _of_channel(channel: Channel, found: Sequence[Measurement]) -> list[float]:
-    """P-values of all classes in a channel."""
-    excess = np.stack([one.excess for one in found])  # (m, 2)
-    peers = [peer_p_values(excess[:, i], NATURAL[channel][i], maximum=MAXIMUM[i]) for i in (0, 1)]
-    return [
-        either(*(max(null, peers[i][place]) for i, null in enumerate(one.p_values)))
-        for place, one in enumerate(found)
+def _p_values(
+    measured: Sequence[_Measured], apart: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of every measurement, and which statistic it is by; those apart are no peers of others."""
+    p_values = np.empty((len(measured), len(STATISTICS)))
+    for channel in Channel:
+        places = [i for i, (task, _) in enumerate(measured) if task.channel is channel]
+        if places:
+            found = [measured[i][1] for i in places]
+            p_values[places] = _of_channel(channel, found, apart[places])
+    return np.array([either(*row) for row in p_values]), p_values.argmin(1)
+
+
+def _of_channel(
+    channel: Channel, found: Sequence[Measurement], apart: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """P-values of all classes in a channel by every statistic, (m, 3)."""
+    excess = np.stack([one.excess for one in found])
+    peers = [
+        peer_p_values(column, natural, maximum=maximum, apart=apart)
+        for column, natural, maximum in zip(excess.T, NATURAL[channel], MAXIMUM, strict=True)
     ]
+    return np.maximum(np.stack(peers, axis=1), [one.p_values for one in found])
 
 
-def _score(task: _Task, found: Measurement, p: float, q: float, rate: float) -> ClassScore:
+def _score(
+    task: _Task, found: Measurement, leading: int, p: float, q: float, rate: float
+) -> ClassScore:
     return ClassScore(
         label=task.label,
         channel=task.channel,
         count=found.count,
         connectivity=found.connectivity,
         separability=found.ratio,
+        contrast=found.contrast,
         eigengap=found.eigengap,
-        p_value=float(p),
-        q_value=float(q),
-        flagged=bool(q <= rate),
-        cluster=task.indices[found.members],
+        p_value=p,
+        q_value=q,
+        flagged=q <= rate,
+        cluster=task.indices[found.groups[leading]],
     )

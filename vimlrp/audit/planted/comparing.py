@@ -50,6 +50,7 @@ def compared_class(audit: Audited, label: int, truths: Mapping[int, Reliance]) -
                 "flagged": score.flagged,
                 "connectivity": score.connectivity,
                 "separability": score.separability,
+                "contrast": score.contrast,
             }
             for score in scores
         ],

@@ -116,6 +116,7 @@ def _score(score: ClassScore, evidence: Evidence) -> dict[str, Any]:
         "count": score.count,
         "connectivity": score.connectivity,
         "separability": score.separability,
+        "contrast": score.contrast,
         "eigengap": score.eigengap,
         "p_value": score.p_value,
         "q_value": score.q_value,
