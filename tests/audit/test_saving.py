@@ -22,8 +22,9 @@ from vimlrp.evaluation.parts import Part, Parts
 
 def score(label, channel=Channel.LATENT, cluster=(3, 5)):
     return ClassScore(
-        label, channel, 40, 0.25, 3.5, 2.5, 2, 0.01, np.float64(0.05), True, np.array(cluster, np.int64)
-    )
+        label, channel, 40, 0.25, 3.5, 2.5, 2, 0.01, np.float64(0.05), True,
+        np.array(cluster, np.int64),
+    )  # fmt: skip
 
 
 COMPARED = ClassScore(

@@ -6,9 +6,13 @@
         --candidates "sum 1;gate .75:.25"
     python tests/benchmarks/search_composites.py final --data imagenette --out search \
         --candidates "sum 1;gate .75:.25"
+    python tests/benchmarks/search_composites.py objects --data masks.csv --out search \
+        --model vim_nano_patch16_224 --num-classes 101 --classes classes.txt \
+        --checkpoint vim_nano_patch16_224.caltech101.safetensors
 
 `screen` and `confirm` take pictures of `val` that the model classifies rightly, as many of each
-class, and never the same; `final` takes the pictures of `boxes.csv`, on which nothing is chosen.
+class, and never the same; `final` takes the pictures of `boxes.csv`, on which nothing is chosen;
+`objects` asks of a CSV of boxes or masks alone how much of the relevance lies on the object.
 Interrupted, the same command goes on. Printed are means with 95 % bootstrap intervals, and the
 difference from `mambalrp` in per cent, drawn in pairs.
 """
@@ -16,10 +20,10 @@ difference from `mambalrp` in per cent, drawn in pairs.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-import timm
 import torch
 from machine import describe, pick_device
 from numpy.typing import NDArray
@@ -27,7 +31,7 @@ from search_candidates import Changes, candidates_of
 from search_denoising import DENOISED, OF_VMAMBA
 from torch import nn
 
-import vimlrp  # noqa: F401  (registers the models)
+from vimlrp.cli.loading import load_model
 from vimlrp.evaluation import (
     CompositeMethod,
     DataSet,
@@ -72,6 +76,7 @@ class Stage:
 
 
 STAGES = {"screen": Stage(6, 0, 5), "confirm": Stage(10, 6, 10), "final": Stage(4, 0, 10)}
+BOXES = "boxes.csv"  # of the final stage
 
 
 def family_of(model: nn.Module) -> str:
@@ -158,37 +163,56 @@ def plans(
     stage: str, model: nn.Module, name: str, data: Path, methods: Mapping[str, Method]
 ) -> Iterator[tuple[str, Plan]]:
     """What is measured in a stage, by name: faithfulness, and in the end localisation too."""
-    size, family = STAGES[stage], family_of(model)
-    names = class_names(model)
-    source = data / ("boxes.csv" if stage == "final" else "val")
-    everything = read_data(source, names, model.num_classes)  # type: ignore[arg-type]
     common = {"model": model, "model_name": name, "methods": methods, "batch_size": 20}
+    if stage == "objects":
+        yield "objects", objects_plan(read(data, model), common)
+        return
+    size, family = STAGES[stage], family_of(model)
+    everything = read(data / (BOXES if stage == "final" else "val"), model)
     if stage == "final":
-        objects = metrics_named([*OBJECTS, "conservation"], ())
-        yield (
-            "objects",
-            Plan(
-                data=everything.evenly(OBJECT_PICTURES), metrics=objects, target="label", **common
-            ),
-        )
+        yield "objects", objects_plan(everything.evenly(OBJECT_PICTURES), common)
     flipping = metrics_named(["flipping"], PROTOCOLS[family], size.steps)
     pictures = chosen(everything, model, size)
     yield "flipping", Plan(data=pictures, metrics=flipping, forward_size=60, **common)
 
 
+def read(source: Path, model: nn.Module) -> DataSet:
+    """Pictures of the model's classes."""
+    return read_data(source, class_names(model), model.num_classes)  # type: ignore[arg-type]
+
+
+def objects_plan(data: DataSet, common: Mapping[str, Any]) -> Plan:
+    """How much of the relevance of the label lies on the object."""
+    metrics = metrics_named([*OBJECTS, "conservation"], ())
+    return Plan(data=data, metrics=metrics, target="label", **common)
+
+
 @click.command()
-@click.argument("stage", type=click.Choice(list(STAGES)))
+@click.argument("stage", type=click.Choice([*STAGES, "objects"]))
 @click.option("--model", "name", default="vim_nano_patch16_224.imagenette", show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to load instead.")
+@click.option("--num-classes", type=int, help="Size of the checkpoint's classifier.")
+@click.option("--classes", type=click.Path(path_type=Path), help="A file of their names.")
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--candidates", help="Separated by semicolons; all candidates by default.")
 @click.option("--device", default="auto", show_default=True)
-def main(stage: str, name: str, data: Path, out: Path, candidates: str | None, device: str) -> None:
+def main(
+    stage: str,
+    name: str,
+    checkpoint: Path | None,
+    num_classes: int | None,
+    classes: Path | None,
+    data: Path,
+    out: Path,
+    candidates: str | None,
+    device: str,
+) -> None:
     """Measure candidates in a STAGE and compare them with the default composite."""
     place = pick_device(device)
     print(describe(place))
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=True).eval().to(place)
+    model = load_model(name, checkpoint, "auto", num_classes, str(place), classes)
     family = family_of(model)
     known = candidates_of(model, family)
     everything = [*ABLATIONS, *known, *DENOISED, *(OF_VMAMBA if family == "vmamba" else ())]
