@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cue_world import POISONED, found, one_place, score_of, world
+from evidence import clean_evidence
 from sklearn.metrics import average_precision_score
 
 from vimlrp.audit.drilling import drill, expand
@@ -118,3 +119,24 @@ def test_a_cluster_that_lacks_the_cue_leads_to_those_that_have_it():
     candidate = expand(evidence, score_of(lacking))
     assert set(candidate.carriers) == set(own[data.planted[own]])
     assert not set(candidate.seeds) & set(lacking)
+
+
+@pytest.mark.parametrize(("unlike", "kept"), [(0, False), (3, True)])
+def test_a_group_lacks_the_cue_only_if_nearly_every_other_class_is_like_it(unlike, kept):
+    # Classes differ along the cue's direction too, and most of them may lie nearer to carriers.
+    evidence = clean_evidence(classes=9, per_class=40)
+    activations = np.random.default_rng(0).normal(0, 0.1, evidence.activations.shape)
+    cluster = evidence.of_class(POISONED)[:15]
+    activations[:, 0] += 5.0
+    activations[evidence.labels == POISONED, 0] = 1.0
+    activations[evidence.labels > 8 - unlike, 0] = 0.5
+    activations[cluster, 0] = 4.0
+    changed = replace(
+        evidence,
+        activations=activations.astype(np.float16),
+        latent=np.zeros_like(evidence.latent),
+    )
+    candidate = expand(changed, score_of(cluster))
+    assert set(candidate.carriers) == (
+        set(cluster) if kept else set(evidence.of_class(POISONED)) - set(cluster)
+    )

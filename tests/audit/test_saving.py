@@ -1,8 +1,10 @@
 import math
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from typing_extensions import TypeAliasType
 
 from vimlrp.audit.records import (
     Candidate,
@@ -107,6 +109,21 @@ def test_records_come_back_from_disk_as_they_were(record, kind, tmp_path):
 def test_a_part_of_something_else_is_named(part):
     with pytest.raises(InputError, match="holds no Screening"):
         unpack(part, Screening)
+
+
+ARRAY = TypeVar("ARRAY", bound=np.generic)
+NAMED = TypeAliasType("NAMED", np.ndarray[Any, np.dtype[ARRAY]], type_params=(ARRAY,))
+
+
+@dataclass(frozen=True)
+class OfNamedType:
+    values: NAMED[np.float64]
+    more: NAMED[np.int64] | None
+
+
+def test_array_types_may_be_named_as_numpy_names_its_own_from_2_5_on():
+    for record in (OfNamedType(np.ones(3), np.arange(4)), OfNamedType(np.zeros(2), None)):
+        same(unpack(pack(record), OfNamedType), record)
 
 
 def test_enumerations_are_checked():

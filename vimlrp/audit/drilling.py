@@ -29,6 +29,7 @@ REGIONS = 64
 # Another round must not lose the seeds: more of a drop of their ROC area is a drift to another cue.
 _DRIFT = 0.05
 _LEVEL = 0.05
+_NEARLY_ALL = 0.95  # of the other classes
 # Samples of other classes that tell what is ordinary: their mean needs no million.
 _OTHERS = 4096
 
@@ -79,7 +80,7 @@ def expand(evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate
     sample's score is in the direction it is measured by: of activations and of the layer's
     relevance together, or of the statistics for a cluster that was found by those. A second round
     takes the carriers of the first for the seeds, unless it would lose these. Of two groups that
-    differ by a cue, the one that is more like the other classes is taken to lack it.
+    differ by a cue, the one that nearly every other class is more like is taken to lack it.
 
     Args:
         evidence: Of the audited pictures.
@@ -161,7 +162,7 @@ def _is_ordinary(
     shows: NDArray[np.bool_],
     seed: int,
 ) -> bool:
-    """Whether those that show it are more like other classes than the rest of the class is."""
+    """Whether nearly every other class is more like those that show it than like the rest."""
     others = np.flatnonzero(evidence.labels != score.label)
     others = np.random.default_rng(seed).permutation(others)[:_OTHERS]
     if not len(others) or min(shows.sum(), (~shows).sum()) < FEWEST_SEEDS:
@@ -170,12 +171,14 @@ def _is_ordinary(
     source = evidence.statistics if statistics else evidence.activations
     values = _complete(source[np.r_[rows, others]].astype(np.float64))
     values /= values.std(0)
-    own, theirs = values[: len(rows)], values[len(rows) :].mean(0)
-    direction = pattern(own, shows)
-    here, there, elsewhere = (
-        float(mean @ direction) for mean in (own[shows].mean(0), own[~shows].mean(0), theirs)
-    )
-    return abs(elsewhere - here) < abs(elsewhere - there)
+    projected = values @ pattern(values[: len(rows)], shows)
+    own, theirs = projected[: len(rows)], projected[len(rows) :]
+    _, kinds = np.unique(evidence.labels[others], return_inverse=True)
+    elsewhere = np.bincount(kinds, theirs) / np.bincount(kinds)  # of each class
+    here, there = own[shows].mean(), own[~shows].mean()
+    # Classes differ along any direction: that most of them lie nearer to one group says nothing.
+    alike = np.abs(elsewhere - here) < np.abs(elsewhere - there)
+    return bool(alike.mean() > _NEARLY_ALL)
 
 
 def _round(

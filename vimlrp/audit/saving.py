@@ -69,7 +69,7 @@ def _plain(value: Any, arrays: _Arrays) -> Any:
 
 def _record(plain: Any, kind: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """The value of a type that `_plain` made JSON of."""
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, inner = _origin(kind), get_args(kind)
     if origin is np.ndarray:
         return arrays[plain]
     if origin in (Union, UnionType):
@@ -84,6 +84,13 @@ def _record(plain: Any, kind: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         hints = _hints(kind)
         return kind(**{name: _record(plain[name], hint, arrays) for name, hint in hints.items()})
     return kind(plain)
+
+
+def _origin(kind: Any) -> Any:
+    """What a generic type is one of; from NumPy 2.5 on, `NDArray` is a name for another one."""
+    origin = get_origin(kind)
+    named = getattr(origin, "__value__", None)
+    return origin if named is None else get_origin(named)
 
 
 @cache
