@@ -1,6 +1,7 @@
 """Effects and verdicts, against numbers made by hand."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -27,7 +28,11 @@ def test_pairs_of_one_picture_count_once():
     # Four carriers, pasted a hundred times each: the interval must be that of four values.
     values, groups = np.repeat([0.0, 1.0, 2.0, 3.0], 100), np.repeat(np.arange(4), 100)
     effect = effect_of("insertion", values, groups=groups)
-    assert effect == effect_of("insertion", np.arange(4.0))
+    alone = effect_of("insertion", np.arange(4.0))
+    # From Python 3.13 on, a NaN makes a dataclass unequal to its equal.
+    assert effect.kind == alone.kind
+    numbers = [astuple(one)[1:] for one in (effect, alone)]
+    assert numbers[0] == pytest.approx(numbers[1], nan_ok=True, abs=0, rel=0)
     assert effect.count == 4
 
 
