@@ -58,12 +58,12 @@ class Measurement:
 
     @property
     def excess(self) -> NDArray[np.float64]:
-        """Of the statistics over their mean under the null, (2,)."""
+        """Of the statistics over their mean under the null, (3,)."""
         return self.statistics - self.draws.mean(0)
 
     @property
     def standardised(self) -> float:
-        """The greater excess, in standard deviations of the null."""
+        """The greatest excess, in standard deviations of the null."""
         return float((self.excess / np.maximum(self.draws.std(0, ddof=1), 1e-9)).max())
 
     @property
