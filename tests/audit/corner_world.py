@@ -11,9 +11,9 @@ from cue_world import SIDE, Planted, evidence_of, trained
 from PIL import Image
 
 from vimlrp.audit.drilling import drill
-from vimlrp.audit.places import place_mask
 from vimlrp.audit.records import Channel
 from vimlrp.audit.screening import screen
+from vimlrp.audit.screening.places import place_mask
 from vimlrp.audit.verifying import verify
 from vimlrp.evaluation.data import Sample
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimlrp.audit.artifacts import (
+from vimlrp.audit.planted.artifacts import (
     ARTIFACTS,
     Blur,
     Border,

@@ -7,10 +7,10 @@ import pytest
 from evidence import clean_evidence
 from scipy import stats
 
-from vimlrp.audit.comparing import FEWEST_CLASSES, standings
-from vimlrp.audit.places import PLACES, place_mask, shares
 from vimlrp.audit.records import Channel
 from vimlrp.audit.screening import screen
+from vimlrp.audit.screening.comparing import FEWEST_CLASSES, standings
+from vimlrp.audit.screening.places import PLACES, place_mask, shares
 
 COMPARISON = [Channel.COMPARISON]
 NAMES = tuple(PLACES)

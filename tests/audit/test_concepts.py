@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vimlrp.audit.concepts import cross_fitted, filter_direction, pattern, split, unit
+from vimlrp.audit.drilling.concepts import cross_fitted, filter_direction, pattern, split, unit
 from vimlrp.errors import InputError
 
 

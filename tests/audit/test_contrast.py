@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from vimlrp.audit.contrast import most_divided
-from vimlrp.audit.embedding import coordinates
-from vimlrp.audit.measuring import STATISTICS, measure
+from vimlrp.audit.screening.contrast import most_divided
+from vimlrp.audit.screening.embedding import coordinates
+from vimlrp.audit.screening.measuring import STATISTICS, measure
 
 
 def two_kinds(n, share, distance, dims=6, seed=0):

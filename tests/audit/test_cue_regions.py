@@ -7,7 +7,7 @@ import torch
 from cue_world import found, world
 from torch import nn
 
-from vimlrp.audit.regions import common_region, enrichment, joined, localise, mask_of
+from vimlrp.audit.drilling.regions import common_region, enrichment, joined, localise, mask_of
 from vimlrp.audit.watching import Watched
 from vimlrp.errors import InputError
 

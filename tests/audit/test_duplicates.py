@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimlrp.audit import duplicates
-from vimlrp.audit.duplicates import BITS, SHADES, first_copies, perceptual_hash, thumbnail
+from vimlrp.audit.gathering import duplicates
+from vimlrp.audit.gathering.duplicates import BITS, SHADES, first_copies, perceptual_hash, thumbnail
 from vimlrp.errors import MissingDependencyError
 from vimlrp.photos import read_photo
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vimlrp.audit.effects import Pairs, attack_rate, effect_of, probability_change
 from vimlrp.audit.records import Effect, Verdict
-from vimlrp.audit.verdicts import FEWEST, action_for, decide
+from vimlrp.audit.verifying.effects import Pairs, attack_rate, effect_of, probability_change
+from vimlrp.audit.verifying.verdicts import FEWEST, action_for, decide
 from vimlrp.errors import InputError
 
 

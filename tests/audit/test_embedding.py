@@ -5,7 +5,8 @@ import pytest
 import torch
 from evidence import clean_evidence, with_compression
 
-from vimlrp.audit.embedding import (
+from vimlrp.audit.records import Channel
+from vimlrp.audit.screening.embedding import (
     coordinates,
     embedding_2d,
     features,
@@ -14,7 +15,6 @@ from vimlrp.audit.embedding import (
     spreads,
     statistic_features,
 )
-from vimlrp.audit.records import Channel
 from vimlrp.errors import InputError
 
 

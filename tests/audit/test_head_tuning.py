@@ -8,8 +8,8 @@ import torch
 from cue_world import POISONED, found, prepared, world
 from torch import nn
 
-from vimlrp.audit.head_tuning import HeadTuning, tune_head
 from vimlrp.audit.mitigating import evaluate_mitigation
+from vimlrp.audit.mitigating.head_tuning import HeadTuning, tune_head
 from vimlrp.errors import InputError, UnsupportedModelError
 
 

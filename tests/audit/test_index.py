@@ -6,8 +6,8 @@ import pytest
 from audit_data import photos, read
 from PIL import Image
 
-from vimlrp.audit.index import index, read_index
-from vimlrp.audit.statistics import measure
+from vimlrp.audit.gathering.index import index, read_index
+from vimlrp.audit.gathering.statistics import measure
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError, MissingDependencyError
 
@@ -68,7 +68,7 @@ def test_a_finished_index_is_read_and_an_unfinished_one_refused(folder, tmp_path
     with pytest.raises(InputError, match="lacks 1 of 1 chunks of the stage 'index'"):
         read_index(workspace)
     found = index(workspace)
-    monkeypatch.setattr("vimlrp.audit.index.read_photo", None)  # nothing is read again
+    monkeypatch.setattr("vimlrp.audit.gathering.index.read_photo", None)  # nothing is read again
     for again in (index(begun(tmp_path / "out", read(folder))), read_index(workspace)):
         np.testing.assert_array_equal(again.statistics, found.statistics)
         assert again.problems == found.problems
@@ -99,7 +99,7 @@ def test_data_may_move(folder, tmp_path):
 def test_many_chunks_are_the_same_as_one(folder, tmp_path, monkeypatch):
     data = read(folder)
     whole = index(begun(tmp_path / "whole", data))
-    monkeypatch.setattr("vimlrp.audit.index._CHUNK", 3)
+    monkeypatch.setattr("vimlrp.audit.gathering.index._CHUNK", 3)
     parts = index(begun(tmp_path / "parts", data))
     assert len(list((tmp_path / "parts" / "parts" / "index").iterdir())) == 3
     for name in ("readable", "statistics", "originals"):

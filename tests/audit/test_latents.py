@@ -9,7 +9,7 @@ from torch import nn
 
 import vimlrp
 from vimlrp.audit.channels import channel_axis
-from vimlrp.audit.latents import default_layer, pool
+from vimlrp.audit.gathering.latents import default_layer, pool
 from vimlrp.errors import InputError
 from vimlrp.wrapping import wrap
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from helpers import random
 
-from vimlrp.audit.maps import area_sums, shares
+from vimlrp.audit.gathering.maps import area_sums, shares
 
 
 def by_hand(x, side):

@@ -11,9 +11,9 @@ from cue_world import POISONED, found, patch, prepared, world
 from helpers import enliven, seeded
 from safetensors.torch import save_file
 
-from vimlrp.audit.drop_list import write_drop_list
 from vimlrp.audit.mitigating import MitigationReport, Outcome, evaluate_mitigation, mitigate
-from vimlrp.audit.mitigation import Mitigation
+from vimlrp.audit.mitigating.drop_list import write_drop_list
+from vimlrp.audit.mitigating.mitigation import Mitigation
 from vimlrp.audit.records import Verdict
 from vimlrp.audit.watching import stream_sum
 from vimlrp.errors import InputError

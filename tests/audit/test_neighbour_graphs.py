@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vimlrp.audit.graphs import affinity, neighbour_count, neighbours
+from vimlrp.audit.screening.graphs import affinity, neighbour_count, neighbours
 from vimlrp.errors import InputError
 
 

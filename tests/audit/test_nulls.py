@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vimlrp.audit.embedding import coordinates
-from vimlrp.audit.measuring import measure
-from vimlrp.audit.nulls import either, excess_p_value, of_distance, rotated
+from vimlrp.audit.screening.embedding import coordinates
+from vimlrp.audit.screening.measuring import measure
+from vimlrp.audit.screening.nulls import either, excess_p_value, of_distance, rotated
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (30, 100)])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vimlrp.audit.peers import Natural, peer_p_values
+from vimlrp.audit.screening.peers import Natural, peer_p_values
 
 PRIOR = Natural(0.2, 0.5, 3.0)
 

@@ -9,14 +9,14 @@ import torch
 from corner_world import NAMES, ROTATED, found, world
 from cue_world import SIDE, prepared
 
-from vimlrp.audit.attacking import attack_of
 from vimlrp.audit.drilling import drill
-from vimlrp.audit.drop_list import write_drop_list
-from vimlrp.audit.head_tuning import tune_head
+from vimlrp.audit.drilling.place_cues import bystanders, drill_place
 from vimlrp.audit.mitigating import evaluate_mitigation, mitigate
-from vimlrp.audit.place_cues import bystanders, drill_place
-from vimlrp.audit.places import PLACES, place_mask, shares
+from vimlrp.audit.mitigating.attacking import attack_of
+from vimlrp.audit.mitigating.drop_list import write_drop_list
+from vimlrp.audit.mitigating.head_tuning import tune_head
 from vimlrp.audit.records import Channel, Verdict
+from vimlrp.audit.screening.places import PLACES, place_mask, shares
 from vimlrp.audit.verifying import verify
 from vimlrp.audit.watching import Watched
 from vimlrp.errors import InputError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vimlrp.audit.places import PLACES, place_mask, shares
+from vimlrp.audit.screening.places import PLACES, place_mask, shares
 from vimlrp.errors import InputError
 
 ALONE = [name for name in PLACES if "corner" in name and name != "four corners"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimlrp.audit.artifacts import ARTIFACTS, decoded, encoded
+from vimlrp.audit.planted.artifacts import ARTIFACTS, decoded, encoded
 from vimlrp.audit.planted.pictures import DrawnPictures, FolderPictures
 from vimlrp.audit.planted.plans import Plan, Planting
 from vimlrp.audit.planted.planting import pasted, plant, write

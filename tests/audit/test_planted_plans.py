@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from vimlrp.audit.artifacts import ARTIFACTS
+from vimlrp.audit.planted.artifacts import ARTIFACTS
 from vimlrp.audit.planted.plans import PREVALENCES, Kind, Plan, Planting, plan_for
 from vimlrp.errors import InputError
 

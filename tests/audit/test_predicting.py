@@ -7,8 +7,8 @@ from audit_data import photos, read
 
 import vimlrp
 from vimlrp.audit.facts import about, agreement_of, warnings
-from vimlrp.audit.index import index
-from vimlrp.audit.predicting import agreement, predict, read_predictions
+from vimlrp.audit.gathering.index import index
+from vimlrp.audit.gathering.predicting import agreement, predict, read_predictions
 from vimlrp.audit.stages import begin, explain, gather, read_gathered
 from vimlrp.errors import InputError
 

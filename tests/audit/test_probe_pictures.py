@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFont
 from small_audit import picture
 
-from vimlrp.audit.probe_pictures import PROBES, probes_named, watermark
+from vimlrp.audit.probing.pictures import PROBES, probes_named, watermark
 from vimlrp.errors import InputError
 
 SIDE = 224

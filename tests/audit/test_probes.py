@@ -13,10 +13,10 @@ from PIL import Image
 from scipy import stats
 from small_audit import ABOUT, PREPROCESSING, evidence, picture, score
 
-from vimlrp.audit import probes as module
-from vimlrp.audit.probe_statistics import false_discovery
-from vimlrp.audit.probe_tables import Measure
-from vimlrp.audit.probes import PROBES, Probe, probe, probes_named, write_probe_table
+from vimlrp.audit.probing import probes as module
+from vimlrp.audit.probing.probes import PROBES, Probe, probe, probes_named, write_probe_table
+from vimlrp.audit.probing.statistics import false_discovery
+from vimlrp.audit.probing.tables import Measure
 from vimlrp.audit.records import Screening
 from vimlrp.audit.reporting import write_report
 from vimlrp.errors import InputError, MissingDependencyError

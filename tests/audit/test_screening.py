@@ -8,11 +8,11 @@ from evidence import clean_evidence, with_channels, with_compression, with_corne
 from scipy import stats
 from threadpoolctl import threadpool_info
 
-from vimlrp.audit.embedding import coordinates, features
-from vimlrp.audit.graphs import affinity
 from vimlrp.audit.records import Channel
 from vimlrp.audit.screening import equal_count, screen, with_one_thread
-from vimlrp.audit.spectral import spectrum
+from vimlrp.audit.screening.embedding import coordinates, features
+from vimlrp.audit.screening.graphs import affinity
+from vimlrp.audit.screening.spectral import spectrum
 from vimlrp.errors import InputError
 
 MAPS = [Channel.RELEVANCE]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from audit_data import photos, read
 
-from vimlrp.audit.selection import class_indices, drawn, with_labels
+from vimlrp.audit.gathering.selection import class_indices, drawn, with_labels
 from vimlrp.errors import InputError, TargetError
 from vimlrp.evaluation.data import read_data
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from vimlrp.audit.graphs import affinity
-from vimlrp.audit.separability import clusters, fisher_ratio, most_separable
-from vimlrp.audit.spectral import spectrum
+from vimlrp.audit.screening.graphs import affinity
+from vimlrp.audit.screening.separability import clusters, fisher_ratio, most_separable
+from vimlrp.audit.screening.spectral import spectrum
 
 
 def cloud_and_group(n, size, distance, seed=0):

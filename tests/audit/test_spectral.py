@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from vimlrp.audit.graphs import affinity
-from vimlrp.audit.spectral import spectrum
+from vimlrp.audit.screening.graphs import affinity
+from vimlrp.audit.screening.spectral import spectrum
 
 
 def laplacian(graph):

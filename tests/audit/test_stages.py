@@ -16,9 +16,9 @@ from torch import nn
 
 import vimlrp
 from vimlrp import files
-from vimlrp.audit.maps import area_sums, shares
+from vimlrp.audit.gathering.maps import area_sums, shares
+from vimlrp.audit.gathering.statistics import measure
 from vimlrp.audit.stages import gather, read_evidence, read_gathered
-from vimlrp.audit.statistics import measure
 from vimlrp.errors import InputError, TargetError, UnsupportedModelError
 from vimlrp.evaluation import parts
 from vimlrp.evaluation.data import DataSet, Sample, read_data

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from vimlrp.audit.statistics import NAMES, measure
+from vimlrp.audit.gathering.statistics import NAMES, measure
 from vimlrp.errors import InputError
 
 

@@ -6,8 +6,8 @@ import scipy.linalg
 import torch
 from cue_world import POISONED, patch, prepared, world
 
-from vimlrp.audit.attacking import Attack
-from vimlrp.audit.subspaces import gate_of, subspace_of
+from vimlrp.audit.mitigating.attacking import Attack
+from vimlrp.audit.mitigating.subspaces import gate_of, subspace_of
 from vimlrp.audit.watching import Watched
 
 

@@ -9,9 +9,9 @@ from cue_world import POISONED, SIDE, found, prepared, score_of, world
 from PIL import Image
 
 from vimlrp.audit.drilling import drill
-from vimlrp.audit.ownership import by_nature, off_object, without_objects
 from vimlrp.audit.records import Candidate, Channel, Verdict
 from vimlrp.audit.verifying import verify
+from vimlrp.audit.verifying.ownership import by_nature, off_object, without_objects
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Box
 from vimlrp.inputs import preprocessing_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vimlrp.audit.predicting import Agreement, agreement
+from vimlrp.audit.gathering.predicting import Agreement, agreement
 from vimlrp.audit.stages import Gathered
 from vimlrp.evaluation.data import Problem
 

@@ -10,16 +10,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from vimlrp.audit import (
-    drilling,
-    drop_list,
-    mitigating,
-    probes,
-    reporting,
-    screening,
-    verifying,
-)
-from vimlrp.audit.measuring import STATISTICS
+from vimlrp.audit import drilling, mitigating, probing, reporting, screening, verifying
+from vimlrp.audit.mitigating import drop_list
 from vimlrp.audit.records import (
     Candidate,
     Channel,
@@ -29,6 +21,7 @@ from vimlrp.audit.records import (
     Screening,
 )
 from vimlrp.audit.saving import pack, unpack
+from vimlrp.audit.screening.measuring import STATISTICS
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
@@ -219,7 +212,7 @@ def report(
 
 
 def probe(model: nn.Module, data: Any, *, seed: int, progress: Progress | None = None) -> Any:
-    """Try known artifacts on all classes; see `vimlrp.audit.probes.probe`.
+    """Try known artifacts on all classes; see `vimlrp.audit.probing.probes.probe`.
 
     Args:
         model: The model.
@@ -227,7 +220,7 @@ def probe(model: nn.Module, data: Any, *, seed: int, progress: Progress | None =
         seed: Of the random draws.
         progress: Is told how far it is.
     """
-    return probes.probe(model, data, seed=seed, progress=progress)
+    return probing.probe(model, data, seed=seed, progress=progress)
 
 
 def fix(

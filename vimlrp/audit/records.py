@@ -100,8 +100,9 @@ class PlaceShare:
     """How much of the relevance along the border lies at a place, in a class and elsewhere.
 
     Args:
-        name: Of the place, in `vimlrp.audit.places.PLACES`.
-        share: Median over the pictures of the class, as `vimlrp.audit.places.shares` counts it.
+        name: Of the place, in `vimlrp.audit.screening.places.PLACES`.
+        share: Median over the pictures of the class, as `vimlrp.audit.screening.places.shares`
+            counts it.
         usual: Median over the other classes of the same. Pictures above it show the cue.
     """
 

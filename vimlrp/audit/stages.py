@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vimlrp.audit import explaining
-from vimlrp.audit.explaining import Explained
-from vimlrp.audit.index import Index, index, read_index
-from vimlrp.audit.latents import default_layer
-from vimlrp.audit.predicting import Predictions, predict, read_predictions
+from vimlrp.audit.gathering import explaining
+from vimlrp.audit.gathering.explaining import Explained
+from vimlrp.audit.gathering.index import Index, index, read_index
+from vimlrp.audit.gathering.latents import default_layer
+from vimlrp.audit.gathering.predicting import Predictions, predict, read_predictions
+from vimlrp.audit.gathering.selection import class_indices, drawn, with_labels
+from vimlrp.audit.gathering.statistics import NAMES
 from vimlrp.audit.records import Evidence
-from vimlrp.audit.selection import class_indices, drawn, with_labels
-from vimlrp.audit.statistics import NAMES
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import DataSet, Problem

@@ -13,13 +13,13 @@ from rich.markup import escape
 from torch import nn
 
 from vimlrp.audit import facts, late
-from vimlrp.audit.index import Index
-from vimlrp.audit.index import index as index_pictures
-from vimlrp.audit.predicting import agreement
-from vimlrp.audit.predicting import predict as predict_pictures
+from vimlrp.audit.gathering.index import Index
+from vimlrp.audit.gathering.index import index as index_pictures
+from vimlrp.audit.gathering.predicting import agreement
+from vimlrp.audit.gathering.predicting import predict as predict_pictures
+from vimlrp.audit.gathering.selection import class_indices
 from vimlrp.audit.records import Candidate, ClassScore, Evidence, Finding, Screening
 from vimlrp.audit.reporting import identities, read_decisions
-from vimlrp.audit.selection import class_indices
 from vimlrp.audit.stages import Gathered, read_gathered
 from vimlrp.audit.stages import explain as explain_pictures
 from vimlrp.audit.workspace import Workspace

@@ -10,9 +10,9 @@ from torch import nn
 
 from vimlrp.audit import stages
 from vimlrp.audit.drilling import drill
-from vimlrp.audit.head_tuning import HeadTuning, tune_head
 from vimlrp.audit.mitigating import mitigate
-from vimlrp.audit.mitigation import Mitigation
+from vimlrp.audit.mitigating.head_tuning import HeadTuning, tune_head
+from vimlrp.audit.mitigating.mitigation import Mitigation
 from vimlrp.audit.planted.mitigating import outcome
 from vimlrp.audit.planted.plans import Plan
 from vimlrp.audit.planted.planting import Planted

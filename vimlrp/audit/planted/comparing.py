@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.artifacts import ARTIFACTS
+from vimlrp.audit.planted.artifacts import ARTIFACTS
 from vimlrp.audit.planted.auditing import Audited
 from vimlrp.audit.planted.measures import class_rank, localisation, overlap, retrieval
 from vimlrp.audit.planted.plans import Kind

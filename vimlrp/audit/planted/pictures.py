@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vimlrp.audit.artifacts import Picture
+from vimlrp.audit.planted.artifacts import Picture
 from vimlrp.errors import InputError
 from vimlrp.photos import find_photos, read_photo
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from vimlrp.audit.artifacts import ARTIFACTS, artifact_named
+from vimlrp.audit.planted.artifacts import ARTIFACTS, artifact_named
 from vimlrp.errors import InputError
 
 __all__ = ["PREVALENCES", "Kind", "Plan", "Planting", "plan_for"]
@@ -33,7 +33,7 @@ class Planting:
 
     Args:
         label: Index of the class.
-        artifact: Name in `vimlrp.audit.artifacts.ARTIFACTS`.
+        artifact: Name in `vimlrp.audit.planted.artifacts.ARTIFACTS`.
         prevalence: Share of the class's pictures that carry it, within 0 to 1.
         learnt: Whether the classifier is trained on pictures with it; if not, it is trained on the
             same pictures without it, and only the audited ones carry it.

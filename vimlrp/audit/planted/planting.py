@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vimlrp.audit.artifacts import (
+from vimlrp.audit.planted.artifacts import (
     ARTIFACTS,
     JPEG_QUALITY,
     Jpeg,

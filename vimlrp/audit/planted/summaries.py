@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vimlrp.audit.artifacts import ARTIFACTS
+from vimlrp.audit.planted.artifacts import ARTIFACTS
 from vimlrp.audit.planted.measures import proportion
 from vimlrp.audit.planted.plans import PREVALENCES, Kind
 from vimlrp.audit.planted.running import Record

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vimlrp.audit.graphs import neighbour_count
 from vimlrp.audit.records import Effect, Evidence, Finding, PlaceShare, Screening, Verdict
+from vimlrp.audit.screening.graphs import neighbour_count
 
 __all__ = [
     "EXPLANATIONS",

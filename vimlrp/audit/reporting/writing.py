@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vimlrp.audit.probe_tables import ProbeTable
+from vimlrp.audit.probing.tables import ProbeTable
 from vimlrp.audit.records import Evidence, Finding, Screening, Verdict
 from vimlrp.audit.reporting.decisions import CHOICES, FORMAT, identities
 from vimlrp.audit.reporting.pictures import Darkroom, palette
@@ -61,7 +61,7 @@ def write_report(
         preprocessing: The model's, which says what part of a photo the maps cover; timm's
             defaults if None.
         problems: What could not be audited, beside what the screening lists.
-        probes: A table that `vimlrp.audit.probes.probe` returned, to be shown too.
+        probes: A table that `vimlrp.audit.probing.probes.probe` returned, to be shown too.
         decisions: What `read_decisions` returned, to begin with.
 
     Returns:

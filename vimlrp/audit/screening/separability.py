@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.embedding import Points
-from vimlrp.audit.spectral import Spectrum
+from vimlrp.audit.screening.embedding import Points
+from vimlrp.audit.screening.spectral import Spectrum
 from vimlrp.optional import optional
 
 __all__ = ["SMALLEST", "Cluster", "clusters", "fisher_ratio", "most_separable"]

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vimlrp.audit.probe_pictures import Probe
+from vimlrp.audit.probing.pictures import Probe
 from vimlrp.evaluation.bootstrap import Estimate
 from vimlrp.evaluation.data import Problem
 from vimlrp.files import atomic_write

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimlrp.audit.changes import REMOVALS, grown, paste, remove
-from vimlrp.audit.effects import Pairs, attack_rate, effect_of, probability_change
-from vimlrp.audit.ownership import by_nature, off_object, without_objects
-from vimlrp.audit.place_cues import hosts_for
+from vimlrp.audit.drilling.place_cues import hosts_for
 from vimlrp.audit.records import Candidate, Effect, Evidence, Finding, Verdict
-from vimlrp.audit.verdicts import FEWEST, action_for, decide
+from vimlrp.audit.verifying.effects import Pairs, attack_rate, effect_of, probability_change
+from vimlrp.audit.verifying.ownership import by_nature, off_object, without_objects
+from vimlrp.audit.verifying.verdicts import FEWEST, action_for, decide
+from vimlrp.audit.verifying.whole import imitate
 from vimlrp.audit.watching import Watched
-from vimlrp.audit.whole import imitate
 from vimlrp.evaluation.data import Sample
 
 __all__ = ["HOSTS", "Proof", "verify"]
@@ -104,8 +104,8 @@ def verify(model: nn.Module, evidence: Evidence, candidate: Candidate, *, seed: 
         seed: Of everything drawn.
 
     Returns:
-        The finding, with the verdict of `vimlrp.audit.verdicts`. It is called Clever Hans only
-        where it is proven, and boxes, masks or its nature say that it lies off the object.
+        The finding, with the verdict of `vimlrp.audit.verifying.verdicts`. It is called Clever Hans
+        only where it is proven, and boxes, masks or its nature say that it lies off the object.
 
     Raises:
         InputError: If the layer is not the model's, or a picture cannot be read.

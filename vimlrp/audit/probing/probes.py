@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vimlrp.audit.probe_pictures import PROBES, Probe, probes_named
-from vimlrp.audit.probe_statistics import Observations, class_changes, overall_changes
-from vimlrp.audit.probe_tables import ProbeTable, write_probe_table
+from vimlrp.audit.probing.pictures import PROBES, Probe, probes_named
+from vimlrp.audit.probing.statistics import Observations, class_changes, overall_changes
+from vimlrp.audit.probing.tables import ProbeTable, write_probe_table
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import DataSet, Problem, Sample
 from vimlrp.heatmaps import Picture

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.embedding import Points
+from vimlrp.audit.screening.embedding import Points
 from vimlrp.optional import optional
 
 __all__ = ["Spectrum", "spectrum"]

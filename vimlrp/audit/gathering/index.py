@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.duplicates import THUMBNAIL, first_copies, perceptual_hash, thumbnail
-from vimlrp.audit.statistics import NAMES, describe
+from vimlrp.audit.gathering.duplicates import THUMBNAIL, first_copies, perceptual_hash, thumbnail
+from vimlrp.audit.gathering.statistics import NAMES, describe
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem, Sample
@@ -31,7 +31,8 @@ class Index:
 
     Args:
         readable: Whether each decodes, (N,) bool.
-        statistics: Of `vimlrp.audit.statistics.NAMES`, (N, S) float32; NaN for unreadable files.
+        statistics: Of `vimlrp.audit.gathering.statistics.NAMES`, (N, S) float32; NaN for unreadable
+            files.
         originals: Index of the first sample that shows the same picture, (N,) int64.
         problems: Files that cannot be read, and copies with another label.
     """

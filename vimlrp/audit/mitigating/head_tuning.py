@@ -20,8 +20,8 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vimlrp.audit.attacking import attack_of
-from vimlrp.audit.mitigation import (
+from vimlrp.audit.mitigating.attacking import attack_of
+from vimlrp.audit.mitigating.mitigation import (
     Attached,
     check_same_model,
     layer_of,

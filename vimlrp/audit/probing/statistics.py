@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.probe_pictures import Probe
-from vimlrp.audit.probe_tables import ClassChange, Measure, Overall
+from vimlrp.audit.probing.pictures import Probe
+from vimlrp.audit.probing.tables import ClassChange, Measure, Overall
 from vimlrp.evaluation.bootstrap import Estimate, estimates
 from vimlrp.evaluation.measures import Statistic
 from vimlrp.optional import optional

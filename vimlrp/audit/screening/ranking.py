@@ -10,13 +10,13 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.comparing import FEWEST_CLASSES, Standing, standings
-from vimlrp.audit.embedding import Points, features, spreads
-from vimlrp.audit.measuring import FEWEST_DRAWS, MAXIMUM, STATISTICS, Measurement, measure
-from vimlrp.audit.nulls import either
-from vimlrp.audit.peers import NATURAL, peer_p_values
-from vimlrp.audit.places import shares
 from vimlrp.audit.records import Channel, ClassScore, Evidence, Screening
+from vimlrp.audit.screening.comparing import FEWEST_CLASSES, Standing, standings
+from vimlrp.audit.screening.embedding import Points, features, spreads
+from vimlrp.audit.screening.measuring import FEWEST_DRAWS, MAXIMUM, STATISTICS, Measurement, measure
+from vimlrp.audit.screening.nulls import either
+from vimlrp.audit.screening.peers import NATURAL, peer_p_values
+from vimlrp.audit.screening.places import shares
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
 from vimlrp.optional import optional
@@ -70,9 +70,9 @@ def screen(
     bound holds for channels of one class that err together. It is done twice: what was flagged
     counts as no other class the second time.
 
-    The comparison of classes with each other (`vimlrp.audit.comparing`) looks for cues that nearly
-    all samples of a class share, which make no groups. Its false discoveries are controlled apart,
-    over classes: joined, either family would move the threshold of the other.
+    The comparison of classes with each other (`vimlrp.audit.screening.comparing`) looks for cues
+    that nearly all samples of a class share, which make no groups. Its false discoveries are
+    controlled apart, over classes: joined, either family would move the threshold of the other.
 
     Args:
         evidence: What is known of the samples.

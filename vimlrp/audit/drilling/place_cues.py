@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimlrp.audit.changes import grown, paste
-from vimlrp.audit.concepts import pattern, unit
-from vimlrp.audit.places import PLACES, place_mask, shares
+from vimlrp.audit.drilling.concepts import pattern, unit
 from vimlrp.audit.records import Candidate, ClassScore, Evidence, PlaceShare
+from vimlrp.audit.screening.places import PLACES, place_mask, shares
 from vimlrp.audit.watching import Watched
 from vimlrp.errors import InputError
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.nulls import either, positive
-from vimlrp.audit.places import PLACES
 from vimlrp.audit.records import PlaceShare
+from vimlrp.audit.screening.nulls import either, positive
+from vimlrp.audit.screening.places import PLACES
 from vimlrp.optional import optional
 
 __all__ = ["FEWEST_CLASSES", "Standing", "standings"]
@@ -58,13 +58,13 @@ class Standing:
 def standings(known: Floats, classes: Sequence[tuple[int, NDArray[np.int64]]]) -> list[Standing]:
     """Compare classes at all places.
 
-    The share of each picture (`vimlrp.audit.places.shares`) becomes its normal score among all
-    pictures, classes weighted alike, so that neither the scale nor the skew of shares matters. A
-    class's median is compared with the medians of the other classes: their median is the location,
-    the spread the greater one of the median absolute deviation and that of the upper half, so that
-    a skew of classes is no finding. From its square the sampling error of a typical median is
-    taken, and that of the class's own is added. The reference is Student's t. Its degrees of
-    freedom are those of greatest likelihood for what the other classes have *below* the median,
+    The share of each picture (`vimlrp.audit.screening.places.shares`) becomes its normal score
+    among all pictures, classes weighted alike, so that neither the scale nor the skew of shares
+    matters. A class's median is compared with the medians of the other classes: their median is the
+    location, the spread the greater one of the median absolute deviation and that of the upper
+    half, so that a skew of classes is no finding. From its square the sampling error of a typical
+    median is taken, and that of the class's own is added. The reference is Student's t. Its degrees
+    of freedom are those of greatest likelihood for what the other classes have *below* the median,
     where no artifact pulls, at all places together; and no more than the spread is known by. The
     class itself is left out: a cue that draws relevance to one place takes it from the others.
 
@@ -73,7 +73,7 @@ def standings(known: Floats, classes: Sequence[tuple[int, NDArray[np.int64]]]) -
     over places is corrected for their number (Sidak).
 
     Args:
-        known: Of `vimlrp.audit.places.shares`, (N, P).
+        known: Of `vimlrp.audit.screening.places.shares`, (N, P).
         classes: Index of each of the M classes, and its pictures, none of them NaN, at least 2.
 
     Returns:

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vimlrp.audit.reading import Pictures, read_pictures
-from vimlrp.audit.selection import labels_of
+from vimlrp.audit.gathering.reading import Pictures, read_pictures
+from vimlrp.audit.gathering.selection import labels_of
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem

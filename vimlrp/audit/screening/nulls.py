@@ -10,7 +10,7 @@ the test is exact; groups, which no Gaussian has, are smeared out.
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.embedding import Points
+from vimlrp.audit.screening.embedding import Points
 from vimlrp.optional import optional
 
 __all__ = ["either", "excess_p_value", "of_distance", "positive", "rotated"]

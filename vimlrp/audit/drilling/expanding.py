@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vimlrp.audit.concepts import cross_fitted, pattern, split, unit
-from vimlrp.audit.place_cues import drill_place
+from vimlrp.audit.drilling.concepts import cross_fitted, pattern, split, unit
+from vimlrp.audit.drilling.place_cues import drill_place
+from vimlrp.audit.drilling.regions import localise
 from vimlrp.audit.records import Candidate, Channel, ClassScore, Evidence
-from vimlrp.audit.regions import localise
 from vimlrp.errors import InputError
 from vimlrp.inputs import preprocessing_of
 from vimlrp.optional import optional
@@ -38,7 +38,7 @@ def drill(model: nn.Module, evidence: Evidence, score: ClassScore, *, seed: int 
     """Expand the cluster of a flagged class to all samples that share its cue, and localise it.
 
     A class that stands out among others has its place already: see
-    `vimlrp.audit.place_cues.drill_place`.
+    `vimlrp.audit.drilling.place_cues.drill_place`.
 
     Args:
         model: That the evidence was gathered with.
@@ -76,8 +76,8 @@ def drill(model: nn.Module, evidence: Evidence, score: ClassScore, *, seed: int 
 def expand(evidence: Evidence, score: ClassScore, *, seed: int = 0) -> Candidate:
     """Find the samples that show a cluster's cue; no picture is read.
 
-    Scores come from cross-fitted patterns (`vimlrp.audit.concepts.cross_fitted`), so that no
-    sample's score is in the direction it is measured by: of activations and of the layer's
+    Scores come from cross-fitted patterns (`vimlrp.audit.drilling.concepts.cross_fitted`), so that
+    no sample's score is in the direction it is measured by: of activations and of the layer's
     relevance together, or of the statistics for a cluster that was found by those. A second round
     takes the carriers of the first for the seeds, unless it would lose these. Of two groups that
     differ by a cue, the one that nearly every other class is more like is taken to lack it.

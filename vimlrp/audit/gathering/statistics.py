@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vimlrp.audit.jpeg import chroma_share, quality
+from vimlrp.audit.gathering.jpeg import chroma_share, quality
 from vimlrp.photos import Photo, read_photo
 
 __all__ = ["NAMES", "describe", "measure"]

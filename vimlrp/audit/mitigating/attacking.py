@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vimlrp.audit.changes import grown, paste
-from vimlrp.audit.place_cues import hosts_for
+from vimlrp.audit.drilling.place_cues import hosts_for
 from vimlrp.audit.records import Candidate, Evidence
+from vimlrp.audit.verifying.whole import imitate
 from vimlrp.audit.watching import Watched
-from vimlrp.audit.whole import imitate
 from vimlrp.errors import InputError
 
 __all__ = ["Attack", "attack_of"]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vimlrp.audit.attacking import Attack
+from vimlrp.audit.mitigating.attacking import Attack
 from vimlrp.audit.watching import Watched
 
 __all__ = ["Gate", "Subspace", "gate_of", "subspace_of"]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.contrast import Division, most_divided
-from vimlrp.audit.embedding import Points, coordinates
-from vimlrp.audit.graphs import affinity
-from vimlrp.audit.nulls import either, excess_p_value, rotated
-from vimlrp.audit.separability import Cluster, most_separable
-from vimlrp.audit.spectral import Spectrum, spectrum
+from vimlrp.audit.screening.contrast import Division, most_divided
+from vimlrp.audit.screening.embedding import Points, coordinates
+from vimlrp.audit.screening.graphs import affinity
+from vimlrp.audit.screening.nulls import either, excess_p_value, rotated
+from vimlrp.audit.screening.separability import Cluster, most_separable
+from vimlrp.audit.screening.spectral import Spectrum, spectrum
 
 __all__ = ["FEWEST_DRAWS", "MAXIMUM", "STATISTICS", "Measurement", "measure"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.nulls import of_distance
 from vimlrp.audit.records import Channel
+from vimlrp.audit.screening.nulls import of_distance
 
 __all__ = ["NATURAL", "Natural", "peer_p_values"]
 
@@ -58,7 +58,7 @@ def peer_p_values(
     Args:
         excess: Logarithm of each class's statistic over its mean under the null, (m,).
         natural: Prior knowledge.
-        maximum: Whether the statistic is one (`vimlrp.audit.nulls.of_distance`).
+        maximum: Whether the statistic is one (`vimlrp.audit.screening.nulls.of_distance`).
         apart: Classes that are no peers of others, (m,): such as are known to hold something.
 
     Returns:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimlrp.audit.embedding import Points
-from vimlrp.audit.separability import SMALLEST
+from vimlrp.audit.screening.embedding import Points
+from vimlrp.audit.screening.separability import SMALLEST
 
 __all__ = ["Division", "most_divided"]
 

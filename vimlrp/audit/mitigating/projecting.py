@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vimlrp.audit.attacking import Attack, attack_of
-from vimlrp.audit.mitigation import Attached, Mitigation, layer_of
-from vimlrp.audit.place_cues import bystanders
+from vimlrp.audit.drilling.place_cues import bystanders
+from vimlrp.audit.mitigating.attacking import Attack, attack_of
+from vimlrp.audit.mitigating.mitigation import Attached, Mitigation, layer_of
+from vimlrp.audit.mitigating.subspaces import Gate, gate_of, subspace_of
 from vimlrp.audit.records import Candidate, Evidence, Finding, Verdict
-from vimlrp.audit.subspaces import Gate, gate_of, subspace_of
 from vimlrp.audit.watching import Watched
 from vimlrp.errors import InputError
 from vimlrp.evaluation.fingerprints import weights_hash
@@ -89,9 +89,9 @@ def mitigate(
     """Fit P-ClArC to a proven finding.
 
     Directions are those that the cue moves activations along when it is put into pictures of other
-    classes (`vimlrp.audit.subspaces`). One, two or four are taken, for all pictures or only for
-    those that show the cue: whichever recovers most on half of the carriers and hosts, of the
-    logit and of accuracy, without costing accuracy there, and rather one that leaves other
+    classes (`vimlrp.audit.mitigating.subspaces`). One, two or four are taken, for all pictures or
+    only for those that show the cue: whichever recovers most on half of the carriers and hosts, of
+    the logit and of accuracy, without costing accuracy there, and rather one that leaves other
     pictures alone. `evaluate_mitigation` measures on the other half.
 
     Where nearly all pictures of the class show the cue, those without it are of other classes, and

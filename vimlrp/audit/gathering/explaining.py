@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vimlrp.audit.latents import pool
-from vimlrp.audit.maps import area_sums, shares
-from vimlrp.audit.reading import Pictures, read_pictures
+from vimlrp.audit.gathering.latents import pool
+from vimlrp.audit.gathering.maps import area_sums, shares
+from vimlrp.audit.gathering.reading import Pictures, read_pictures
 from vimlrp.audit.workspace import Workspace
 from vimlrp.errors import InputError
 from vimlrp.evaluation.data import Problem
