@@ -274,7 +274,8 @@ def stand_ins(monkeypatch):
     found = StandIns()
     places = {
         "screening": ["screen"], "drilling": ["drill"], "verifying": ["verify"],
-        "reporting": ["write_report"], "probes": ["probe"], "drop_list": ["write_drop_list"],
+        "reporting": ["write_report"], "probing": ["probe"],
+        "mitigating.drop_list": ["write_drop_list"],
         "mitigating": ["mitigate", "evaluate_mitigation"],
     }  # fmt: skip
     for module, names in places.items():
