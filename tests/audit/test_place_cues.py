@@ -8,6 +8,7 @@ import pytest
 import torch
 from corner_world import NAMES, ROTATED, found, world
 from cue_world import SIDE, prepared
+from same_records import same
 
 from vimlrp.audit.drilling import drill
 from vimlrp.audit.drilling.place_cues import bystanders, drill_place
@@ -104,7 +105,7 @@ def test_it_is_the_same_again():
     screening, candidate, finding = found()
     again = drill(model, evidence, screening.scores[0])
     assert np.array_equal(again.direction, candidate.direction)
-    assert verify(model, evidence, again).effects == finding.effects
+    same(verify(model, evidence, again).effects, finding.effects)
 
 
 def test_the_cue_is_put_into_pictures_that_lack_it():

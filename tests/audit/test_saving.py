@@ -1,9 +1,10 @@
 import math
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from same_records import same
 from typing_extensions import TypeAliasType
 
 from vimlrp.audit.records import (
@@ -60,24 +61,6 @@ FINDING = Finding(
     "Look at the corner – é",
     ("few images",),
 )
-
-
-def same(a, b):
-    if is_dataclass(a):
-        assert type(a) is type(b)
-        for f in fields(a):
-            same(getattr(a, f.name), getattr(b, f.name))
-    elif isinstance(a, np.ndarray):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-    elif isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for one, other in zip(a, b, strict=True):
-            same(one, other)
-    elif isinstance(a, float) and math.isnan(a):
-        assert math.isnan(b)
-    else:
-        assert a == b
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cue_world import POISONED, SIDE, found, prepared, score_of, world
 from PIL import Image
+from same_records import same
 
 from vimlrp.audit.drilling import drill
 from vimlrp.audit.records import Candidate, Channel, Verdict
@@ -128,7 +129,7 @@ def test_a_region_that_the_model_ignores_is_no_cause():
 def test_it_is_the_same_again():
     model, _, evidence = world()
     candidate, finding = found()
-    assert verify(model, evidence, candidate).effects == finding.effects
+    same(verify(model, evidence, candidate).effects, finding.effects)
 
 
 def test_compression_of_whole_pictures_is_non_local_and_off_the_object_by_nature():
