@@ -114,6 +114,21 @@ def test_parts_off_the_object_are_counted_in_pixels_and_by_masks_alone(tmp_path)
     assert not without_objects([boxed], region, preprocessing).any()
 
 
+def test_masks_that_are_gone_are_told_and_not_passed_over(tmp_path):
+    model, _, evidence = world()
+    candidate, finding = found()
+    thing = np.zeros((len(candidate.carriers), SIDE, SIDE), bool)
+    thing[:, 20:44, 20:44] = True
+    known = with_masks(evidence, candidate.carriers, thing, tmp_path)
+    assert not any("not there any more" in note for note in verify(model, known, candidate).notes)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    without = verify(model, known, candidate)
+    assert any("not there any more" in note for note in without.notes)
+    assert without.off_object is None
+    same(without.effects, finding.effects)
+
+
 def test_a_region_that_the_model_ignores_is_no_cause():
     model, _, evidence = world()
     candidate, _ = found()

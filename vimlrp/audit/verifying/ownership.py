@@ -12,7 +12,7 @@ from vimlrp.evaluation.regions import region_of
 from vimlrp.photos import read_photo
 from vimlrp.preprocessing import Preprocessing
 
-__all__ = ["by_nature", "off_object", "without_objects"]
+__all__ = ["by_nature", "note_on_lost_masks", "off_object", "without_objects"]
 
 # How well a statistic must tell carriers from the rest for the cue to be that statistic.
 _TELLS = 0.9
@@ -67,6 +67,17 @@ def without_objects(
             rest = region & ~grown(thing[None], _EDGE)[0]
             left[i] = rest if rest.sum() >= _LEFT * region.sum() else False
     return left
+
+
+def note_on_lost_masks(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """A line for the reader where files of masks are gone since the audit began; else nothing."""
+    lost = [mask for sample in samples for mask in sample.masks if not mask.is_file()]
+    if not lost:
+        return ()
+    return (
+        f"{len(lost)} masks of carriers are not there any more ({lost[0].name}, for example): "
+        "whether the cue lies off the object is judged without them",
+    )
 
 
 def _object(sample: Sample, preprocessing: Preprocessing) -> NDArray[np.bool_] | None:

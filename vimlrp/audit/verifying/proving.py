@@ -12,7 +12,12 @@ from vimlrp.audit.changes import REMOVALS, grown, paste, remove
 from vimlrp.audit.drilling.place_cues import hosts_for
 from vimlrp.audit.records import Candidate, Effect, Evidence, Finding, Verdict
 from vimlrp.audit.verifying.effects import Pairs, attack_rate, effect_of, probability_change
-from vimlrp.audit.verifying.ownership import by_nature, off_object, without_objects
+from vimlrp.audit.verifying.ownership import (
+    by_nature,
+    note_on_lost_masks,
+    off_object,
+    without_objects,
+)
 from vimlrp.audit.verifying.verdicts import FEWEST, action_for, decide
 from vimlrp.audit.verifying.whole import imitate
 from vimlrp.audit.watching import Watched
@@ -119,6 +124,7 @@ def verify(model: nn.Module, evidence: Evidence, candidate: Candidate, *, seed: 
         verdict = decide(proof.effects, proof.spread, local=False)
         return _finding(candidate, proof, verdict, hans=proof.of_file)
     proof = _local_proof(case)
+    proof = replace(proof, notes=(*proof.notes, *note_on_lost_masks(case.samples)))
     verdict = decide(proof.effects, proof.spread, local=True)
     share = off_object(case.samples, case.regions, case.watched.preprocessing)
     hans = by_nature(candidate) or (share is not None and share >= _OFF)
