@@ -76,7 +76,6 @@ class Stage:
 
 
 STAGES = {"screen": Stage(6, 0, 5), "confirm": Stage(10, 6, 10), "final": Stage(4, 0, 10)}
-BOXES = "boxes.csv"  # of the final stage
 
 
 def family_of(model: nn.Module) -> str:
@@ -168,7 +167,7 @@ def plans(
         yield "objects", objects_plan(read(data, model), common)
         return
     size, family = STAGES[stage], family_of(model)
-    everything = read(data / (BOXES if stage == "final" else "val"), model)
+    everything = read(data / ("boxes.csv" if stage == "final" else "val"), model)
     if stage == "final":
         yield "objects", objects_plan(everything.evenly(OBJECT_PICTURES), common)
     flipping = metrics_named(["flipping"], PROTOCOLS[family], size.steps)

@@ -37,8 +37,8 @@ def most_divided(points: Points) -> Division:
     """The cut across one of the leading axes that explains most of the axis's variance.
 
     The criterion is that of Otsu ("A threshold selection method from gray-level histograms", 1979),
-    over all cuts that leave five samples on either side. Half of a normal distribution gives
-    2 / (pi - 2) = 1.75.
+    over all cuts that leave five samples on either side. A normal distribution, cut in the middle,
+    gives 2 / (pi - 2) = 1.75.
 
     Args:
         points: Principal coordinates, (n, r), centred, of falling variance; n at least 10 and r at

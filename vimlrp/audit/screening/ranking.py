@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vimlrp.audit.records import Channel, ClassScore, Evidence, Screening
 from vimlrp.audit.screening.comparing import FEWEST_CLASSES, Standing, standings
 from vimlrp.audit.screening.embedding import Points, features, spreads
-from vimlrp.audit.screening.measuring import FEWEST_DRAWS, MAXIMUM, STATISTICS, Measurement, measure
+from vimlrp.audit.screening.measuring import FEWEST_DRAWS, MAXIMUM, Measurement, measure
 from vimlrp.audit.screening.nulls import either
 from vimlrp.audit.screening.peers import NATURAL, peer_p_values
 from vimlrp.audit.screening.places import shares
@@ -296,10 +296,11 @@ def _scores(measured: Sequence[_Measured], rate: float) -> list[_Ranked]:
     if not measured:
         return []
     stats = optional("scipy.stats", "scipy", "audit")
-    first, _ = _p_values(measured, np.zeros(len(measured), dtype=np.bool_))
+    nulls = np.array([found.p_values for _, found in measured])  # (N, 3)
+    first, _ = _p_values(measured, nulls, np.zeros(len(measured), dtype=np.bool_))
     # A class that is flagged tells nothing of how far classes fall apart anyway.
     flagged = stats.false_discovery_control(first, method="bh") <= rate
-    p_values, leading = _p_values(measured, flagged)
+    p_values, leading = _p_values(measured, nulls, flagged)
     q_values = stats.false_discovery_control(p_values, method="bh")
     scores = [
         (_score(*one, int(lead), float(p), float(q), rate), one[1].standardised)
@@ -309,28 +310,28 @@ def _scores(measured: Sequence[_Measured], rate: float) -> list[_Ranked]:
 
 
 def _p_values(
-    measured: Sequence[_Measured], apart: NDArray[np.bool_]
+    measured: Sequence[_Measured], nulls: NDArray[np.float64], apart: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Of every measurement, and which statistic it is by; those apart are no peers of others."""
-    p_values = np.empty((len(measured), len(STATISTICS)))
+    p_values = nulls.copy()
     for channel in Channel:
         places = [i for i, (task, _) in enumerate(measured) if task.channel is channel]
         if places:
-            found = [measured[i][1] for i in places]
-            p_values[places] = _of_channel(channel, found, apart[places])
+            excess = np.stack([measured[i][1].excess for i in places])
+            peers = _among_peers(channel, excess, apart[places])
+            p_values[places] = np.maximum(peers, nulls[places])
     return np.array([either(*row) for row in p_values]), p_values.argmin(1)
 
 
-def _of_channel(
-    channel: Channel, found: Sequence[Measurement], apart: NDArray[np.bool_]
+def _among_peers(
+    channel: Channel, excess: NDArray[np.float64], apart: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """P-values of all classes in a channel by every statistic, (m, 3)."""
-    excess = np.stack([one.excess for one in found])
-    peers = [
+    """P-values of all classes among the others in a channel, by every statistic, (m, 3)."""
+    found = [
         peer_p_values(column, natural, maximum=maximum, apart=apart)
         for column, natural, maximum in zip(excess.T, NATURAL[channel], MAXIMUM, strict=True)
     ]
-    return np.maximum(np.stack(peers, axis=1), [one.p_values for one in found])
+    return np.stack(found, axis=1)
 
 
 def _score(
